@@ -1,0 +1,1 @@
+"""Our DICOM upper layer: sockets and bytes, nothing of jobs."""

@@ -1,0 +1,1 @@
+"""What runs modules, one file each."""

@@ -1,0 +1,1 @@
+"""Thinking: values and decisions, with no disk, socket, clock, thread or log."""

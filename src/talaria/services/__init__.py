@@ -1,0 +1,1 @@
+"""What runs; none of them knows another."""
