@@ -1,1 +1,3 @@
-"""A DICOM orchestrator."""
+"""Talaria, a DICOM orchestrator: receives studies, routes them by rules, processes and delivers them, and proves it."""
+
+__version__ = "0.1.0"

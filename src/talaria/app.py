@@ -1,0 +1,463 @@
+"""Builds everything from the configuration and runs the services that were chosen; the only page of composition."""
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+
+import structlog
+import uvicorn
+
+from talaria import registry
+from talaria.dimse.scp import Limits
+from talaria.log import set_up
+from talaria.model.config import Config
+from talaria.model.errors import ConfigError, LedgerAway
+from talaria.model.extensions import Executor
+from talaria.model.rulebook import Shelves
+from talaria.services.bookkeeper import Bookkeeper
+from talaria.services.cleaner import Cleaner
+from talaria.services.dispatcher import Dispatcher
+from talaria.services.loop import Heart, Loop, Server, Worker, guarded, wall_clock
+from talaria.services.processor import Processor
+from talaria.services.receiver import Receiver
+from talaria.services.router import Router
+from talaria.store.access import Access, CredentialKind
+from talaria.store.arrivals import Arrivals
+from talaria.store.cases import Cases
+from talaria.store.cleaning import Cleaning
+from talaria.store.deliveries import Deliveries
+from talaria.store.jobs import Jobs
+from talaria.store.ledger import Ledger
+from talaria.store.listing import Listing
+from talaria.store.notes import Notes
+from talaria.store.results import Results
+from talaria.store.revisions import Revisions, Rulebooks
+from talaria.store.spool import Spool
+from talaria.store.workers import Process, Workers
+from talaria.web.site import create_site
+
+log = structlog.get_logger()
+
+SERVICES = ("receiver", "router", "processor", "dispatcher", "cleaner", "bookkeeper", "web")
+
+_IDENTITY = "identity"
+_FIRST_RULEBOOK = """\
+# The rulebook: which study goes where. Change it, then: talaria apply FILE
+# `talaria check FILE` says what is wrong with one; every apply is a numbered revision.
+targets: {}
+rules: {}
+"""
+_LINK_LIFETIME = timedelta(days=1)
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+@dataclass(frozen=True)
+class Home:
+    """Everything of one home, opened when it is first asked for."""
+
+    config: Config
+
+    @cached_property
+    def shelves(self) -> Shelves:
+        """Which plugs there are."""
+        return registry.discover()
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Opened; its schema is not looked at."""
+        return Ledger.open(self.config.database_url.get_secret_value())
+
+    @cached_property
+    def spool(self) -> Spool:
+        """The spool of this machine."""
+        return Spool.open(self.config.spool, clock=wall_clock, reserve_bytes=self.config.disk_reserve)
+
+    @cached_property
+    def revisions(self) -> Revisions:
+        """The rulebook's revisions."""
+        return Revisions(self.ledger)
+
+    @cached_property
+    def rulebooks(self) -> Rulebooks:
+        """Revisions as compiled rulebooks."""
+        return Rulebooks(self.revisions, shelves=self.shelves, cache=self.config.home / "running.yaml")
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """The queue."""
+        return Jobs(self.ledger)
+
+    @cached_property
+    def listing(self) -> Listing:
+        """What people look at."""
+        return Listing(self.ledger)
+
+    @cached_property
+    def access(self) -> Access:
+        """Tokens, links, sessions."""
+        return Access(self.ledger)
+
+    def set_up(self, *, actor: str) -> str:
+        """
+        Make the home, its keys, the spool and the schema; what is there already stays.
+
+        Returns:
+            The code of a one-time link for the first administrator.
+
+        Raises:
+            ConfigError: A folder cannot be made, or the home is another ledger's.
+        """
+        config = self.config
+        try:
+            config.home.mkdir(mode=0o750, parents=True, exist_ok=True)
+            _make_secret(config.secret_key_file)
+        except OSError as error:
+            raise ConfigError(f"home {config.home}: cannot be made: {error.strerror}; check the path") from error
+        self.ledger.migrate(now=wall_clock())
+        self._bind_identity()
+        Spool.create(config.spool, clock=wall_clock)
+        if self.revisions.latest() == 0:
+            self.revisions.save(_FIRST_RULEBOOK, author=actor, now=wall_clock(), note="made by init", expected=0)
+        self.issue_admin_token(actor)
+        return self.access.issue(
+            CredentialKind.LINK, name=actor, actor=actor, now=wall_clock(), lifetime=_LINK_LIFETIME
+        )
+
+    def verify(self) -> None:
+        """
+        Whether the home is set up, by the ledger it names.
+
+        Raises:
+            ConfigError: It is not, or belongs to another ledger, or its schema is not this version's.
+            LedgerAway: The ledger cannot be asked.
+        """
+        if not (self.config.home / _IDENTITY).exists():
+            raise ConfigError(
+                f"home {self.config.home}: is not set up (no file '{_IDENTITY}' in it); "
+                "is its disk mounted? for a new home run `talaria init`"
+            )
+        self.ledger.verify_schema()
+        self._compare_identity()
+
+    def _bind_identity(self) -> None:
+        file = self.config.home / _IDENTITY
+        if file.exists():
+            self._compare_identity()
+            return
+        file.write_text(self.ledger.identity() + "\n")
+
+    def _compare_identity(self) -> None:
+        own = (self.config.home / _IDENTITY).read_text().strip()
+        found = self.ledger.identity()
+        if own != found:
+            raise ConfigError(
+                f"home {self.config.home}: belongs to ledger {own}, but {self.ledger.name} is {found}; "
+                "correct home or database_url"
+            )
+
+    def issue_admin_token(self, actor: str) -> None:
+        """Make the token of `TALARIA_ADMIN_TOKEN_FILE` good, if one is given; again changes nothing."""
+        if self.config.admin_token is not None:
+            self.access.issue(
+                CredentialKind.TOKEN, name="admin", actor=actor, now=wall_clock(), lifetime=None,
+                secret=self.config.admin_token.get_secret_value(),
+            )  # fmt: skip
+
+
+def _make_secret(path: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32) + "\n")
+
+
+# -- one service in its own process --
+
+
+@dataclass
+class _Running:
+    """What runs in a service's process."""
+
+    home: Home
+    servers: list[Server] = field(default_factory=list)
+    heart: Heart | None = None
+
+    def stop(self) -> None:
+        """In good order; jobs in hand are given back."""
+        if self.heart is not None:
+            self.heart.stopping.set()
+        for server in self.servers:
+            server.stop()
+
+
+def _loop(running: _Running, worker: Worker) -> None:
+    running.servers.append(Loop(worker, ledger=running.home.ledger))
+
+
+def _beating(running: _Running) -> Heart:
+    heart = Heart(running.home.jobs, host=Process.own().host)
+    heart.start()
+    running.heart = heart
+    return heart
+
+
+def _receiver(running: _Running) -> None:
+    home, config = running.home, running.home.config
+    limits = Limits(
+        instance_bytes=config.max_instance_size, associations=config.max_associations,
+        associations_per_address=config.max_associations_per_address, arriving=config.max_pending_connections,
+        artim=config.artim_timeout, idle=config.idle_timeout,
+    )  # fmt: skip
+    receiver = Receiver(
+        host=config.dicom_host, port=config.dicom_port, spool=home.spool, arrivals=Arrivals(home.ledger),
+        rulebooks=home.rulebooks, limits=limits,
+    )  # fmt: skip
+    running.servers.append(receiver)
+
+
+def _router(running: _Running) -> None:
+    _loop(running, Router(cases=Cases(running.home.ledger), rulebooks=running.home.rulebooks))
+
+
+def _processor(running: _Running) -> None:
+    home = running.home
+    executors: dict[str, Executor] = {kind: plug() for kind, plug in home.shelves.executors.items()}
+    processor = Processor(
+        jobs=home.jobs, results=Results(home.ledger), rulebooks=home.rulebooks, spool=home.spool,
+        executors=executors, heart=_beating(running), owner=Process.own().owner,
+    )  # fmt: skip
+    guarded(processor.tidy)
+    _loop(running, processor)
+
+
+def _dispatcher(running: _Running) -> None:
+    home = running.home
+    dispatcher = Dispatcher(
+        jobs=home.jobs, deliveries=Deliveries(home.ledger), rulebooks=home.rulebooks, spool=home.spool,
+        heart=_beating(running), owner=Process.own().owner,
+    )  # fmt: skip
+    _loop(running, dispatcher)
+
+
+def _cleaner(running: _Running) -> None:
+    home = running.home
+    cleaner = Cleaner(
+        cleaning=Cleaning(home.ledger), rulebooks=home.rulebooks, spool=home.spool,
+        watermark=home.config.disk_clean_percent / 100,
+    )  # fmt: skip
+    _loop(running, cleaner)
+
+
+def _bookkeeper(running: _Running) -> None:
+    _loop(running, Bookkeeper(listing=running.home.listing, notes=Notes(running.home.ledger)))
+
+
+def _web(running: _Running) -> None:
+    running.servers.append(WebServer(running.home))
+
+
+_BUILDERS: Mapping[str, Callable[[_Running], None]] = {
+    "receiver": _receiver,
+    "router": _router,
+    "processor": _processor,
+    "dispatcher": _dispatcher,
+    "cleaner": _cleaner,
+    "bookkeeper": _bookkeeper,
+    "web": _web,
+}
+
+
+class WebServer:
+    """The pages and the API, on one port."""
+
+    def __init__(self, home: Home) -> None:
+        config = home.config
+        site = create_site(
+            ledger=home.ledger, listing=home.listing, access=home.access, spools=[home.spool],
+            rulebooks=home.rulebooks, clock=wall_clock, secure_cookies=config.web_tls_certificate is not None,
+        )  # fmt: skip
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                site, host=config.web_host, port=config.web_port, log_config=None, access_log=False,
+                server_header=False, timeout_graceful_shutdown=5, proxy_headers=False,
+                ssl_certfile=config.web_tls_certificate, ssl_keyfile=config.web_tls_key,
+            )
+        )  # fmt: skip
+        self._server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # older uvicorn has it
+        self._thread = threading.Thread(target=self._server.run, name="web")
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; returns when the last answer was sent."""
+        self._server.should_exit = True
+        self._thread.join()
+
+
+def run_service(config: Config, service: str) -> None:
+    """
+    Run one service in this process until SIGTERM or SIGINT; dies with its parent.
+
+    Raises:
+        ConfigError: The home is not set up, or a port is taken.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    set_up(level=config.log_level, form=config.log_format, service=service)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    home = Home(config)
+    running = _Running(home)
+    with contextlib.suppress(LedgerAway):  # it comes back, and nothing need be restarted
+        home.rulebooks.refresh()
+    _BUILDERS[service](running)
+    for server in running.servers:
+        server.start()
+    own, started = Process.own(), wall_clock()
+    workers = Workers(home.ledger)
+    while True:
+        bug = guarded(lambda: workers.seen(own, service, started=started, now=wall_clock()))
+        if bug is not None:
+            log.warning("cannot say that it lives", reason=str(bug))
+        if stopping.wait(5):
+            break
+    running.stop()
+    guarded(lambda: workers.gone(own, service))
+
+
+# -- all of them, supervised --
+
+
+@dataclass
+class _Child:
+    """A service's process."""
+
+    service: str
+    process: subprocess.Popen[bytes] | None = None
+    began: float = 0.0
+    pause: float = 0.0  #: before it is started again; grows while it dies young
+    due: float = 0.0
+
+
+#: A child that lived longer is started again at once.
+_GROWN_UP_SECONDS = 30.0
+_LONGEST_PAUSE_SECONDS = 30.0
+_GRACE_SECONDS = 25.0
+
+
+class Supervisor:
+    """Keeps a process for each service alive, the receiver in as many as asked for; its children die with it."""
+
+    def __init__(self, config: Config, services: Sequence[str], *, arguments: Sequence[str]) -> None:
+        self._arguments = arguments
+        counts = {service: config.receiver_processes if service == "receiver" else 1 for service in services}
+        self._children = [_Child(service) for service, count in counts.items() for _ in range(count)]
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Run until SIGTERM or SIGINT, then end every child in good order."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stopping.set())
+        while not self._stopping.is_set():
+            for child in self._children:
+                self._tend(child, time.monotonic())
+            self._stopping.wait(0.2)
+        self._end()
+
+    def _tend(self, child: _Child, now: float) -> None:
+        if child.process is None:
+            if now >= child.due:
+                child.began = now
+                child.process = subprocess.Popen(
+                    [sys.executable, "-m", "talaria", *self._arguments, "run-service", child.service],
+                    stdin=subprocess.DEVNULL,
+                )
+            return
+        code = child.process.poll()
+        if code is None:
+            return
+        child.process = None
+        child.pause = (
+            0.2 if now - child.began > _GROWN_UP_SECONDS else min(child.pause * 2 + 0.2, _LONGEST_PAUSE_SECONDS)
+        )
+        child.due = now + child.pause
+        log.error("service died; started again", died=child.service, code=code, after_seconds=round(child.pause, 1))
+
+    def _end(self) -> None:
+        """SIGTERM, then patience, then SIGKILL."""
+        alive = [child.process for child in self._children if child.process is not None]
+        for process in alive:
+            process.terminate()
+        deadline = time.monotonic() + _GRACE_SECONDS
+        for process in alive:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextlib.contextmanager
+def full_serve_lock(home: Path) -> Iterator[None]:
+    """
+    Hold a home for one full `serve`.
+
+    Raises:
+        ConfigError: Another one runs on it; says which.
+    """
+    descriptor = os.open(home / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+            raise ConfigError(
+                f"home {home}: another `talaria serve` runs on it ({holder}); stop that one, or name single services"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def serve(config: Config, services: Sequence[str], *, arguments: Sequence[str]) -> None:
+    """
+    Run services until told to stop.
+
+    Args:
+        config: Of this machine.
+        services: Names; none means all, and then no other full `serve` may run on this home.
+        arguments: Of our own command line, before the command: children are started with the same.
+
+    Raises:
+        ConfigError: The home is not set up, is another ledger's, or is served already.
+    """
+    set_up(level=config.log_level, form=config.log_format, service="serve")
+    home = Home(config)
+    try:
+        home.verify()
+        home.issue_admin_token("serve")
+    except LedgerAway as error:
+        log.warning("the ledger is away; what can run without it does", reason=str(error))
+    swept = home.spool.sweep()
+    if swept:
+        log.info("swept what was never acknowledged", files=swept)
+    home.ledger.close()
+    lock = contextlib.nullcontext() if services else full_serve_lock(config.home)
+    with lock:
+        Supervisor(config, services or SERVICES, arguments=arguments).run()

@@ -1,0 +1,418 @@
+"""Series that are due, the cases that rules open on them, and the plans that become jobs in one transaction."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from talaria.model.dicom import UID, Series, Tags
+from talaria.model.errors import Overtaken
+from talaria.model.job import Kind
+from talaria.model.plan import CaseState, CaseView, Member, Plan, SeriesView, StudyView
+from talaria.store.jobs import NewJob, make_job
+from talaria.store.ledger import AnyRow, Ledger, Subject, insert_one, write_event
+from talaria.store.schema import case_series, cases, instances, job_series, jobs, series, studies
+
+#: Longer lists of siblings are not shown to rules: a study of more series is no study.
+_SIBLINGS = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class DueStudy:
+    """A study case to look at, with the row it was seen as."""
+
+    view: StudyView
+    spool: str
+
+
+class Cases:
+    """What the router reads and writes."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    # -- series --
+
+    def due_series(self, now: datetime) -> int | None:
+        """A received series that wants to be looked at, the longest due first."""
+        with self._ledger.reading() as connection:
+            return connection.execute(
+                sa.select(series.c.id).where(series.c.due <= now).order_by(series.c.due).limit(1)
+            ).scalar()
+
+    def next_due(self) -> datetime | None:
+        """When the router has next to look at anything."""
+        with self._ledger.reading() as connection:
+            one = connection.execute(sa.select(sa.func.min(series.c.due))).scalar()
+            other = connection.execute(sa.select(sa.func.min(cases.c.due))).scalar()
+        return min((moment for moment in (one, other) if moment is not None), default=None)
+
+    def series_view(self, series_id: int) -> SeriesView:
+        """A series as it stands."""
+        with self._ledger.reading() as connection:
+            row = connection.execute(
+                sa.select(series, studies.c.study_instance_uid)
+                .join(studies, studies.c.id == series.c.study_id)
+                .where(series.c.id == series_id)
+            ).one()
+            siblings = connection.execute(
+                sa.select(series.c.tags)
+                .where(series.c.study_id == row.study_id, series.c.origin_job == 0)
+                .order_by(series.c.id)
+                .limit(_SIBLINGS)
+            ).scalars()
+            return SeriesView(
+                series=_as_series(row),
+                version=row.version,
+                portions=row.portions,
+                fresh=_fresh(connection, series_id),
+                asked=frozenset(json.loads(row.asked)),
+                settled=row.settled,
+                cases=_case_views(connection, row.study_id, series_id),
+                siblings=tuple(Tags.from_json(text) for text in siblings),
+                sent=_sent_of_series(connection, series_id),
+            )
+
+    def apply_series(self, view: SeriesView, plan: Plan, *, revision: int, now: datetime) -> list[int]:
+        """
+        Make a plan true, whole or not at all.
+
+        Args:
+            view: What the plan was made from.
+            plan: What is to be done.
+            revision: Of the rulebook that was asked.
+            now: Written as the time of change.
+
+        Returns:
+            Ids of the jobs made.
+
+        Raises:
+            Overtaken: The series changed since it was looked at; look again.
+        """
+        series_id = view.series.id
+        with self._ledger.writing() as connection:
+            study_id = _take_series(connection, view, plan)
+            _close_portions(connection, plan.close)
+            ids = {(case.rule, case.is_study): case.id for case in view.cases}
+            for opening in plan.openings:
+                ids[opening.rule, opening.is_study] = _open_case(
+                    connection, study_id, 0 if opening.is_study else series_id, opening.rule, opening.revision,
+                    opening.state, opening.reason, now=now,
+                )  # fmt: skip
+            _cover(connection, plan, ids)
+            _count_supplements(connection, plan, ids, now=now)
+            if plan.fired or plan.openings:
+                write_event(
+                    connection, "series.asked", now=now, subject=Subject(study_id=study_id, series_id=series_id),
+                    revision=revision, fired=list(plan.fired), why=plan.why, settled=plan.settled,
+                )  # fmt: skip
+            if plan.wake is not None:
+                connection.execute(
+                    sa.update(cases)
+                    .where(cases.c.study_id == study_id, cases.c.series_id == 0)
+                    .values(due=plan.wake, version=cases.c.version + 1)
+                )
+            spool = _spool_of(connection, series_id)
+            return _make_jobs(
+                connection, plan, {rule: key for (rule, is_study), key in ids.items() if not is_study},
+                study_id=study_id, series_id=series_id, spool=spool, now=now,
+            )  # fmt: skip
+
+    def postpone_series(self, series_id: int, until: datetime) -> None:
+        """Look at a series again only then: a bug stopped its routing."""
+        with self._ledger.writing() as connection:
+            connection.execute(sa.update(series).where(series.c.id == series_id).values(due=until))
+
+    def postpone_case(self, case_id: int, until: datetime) -> None:
+        """Look at a study case again only then: a bug stopped its routing."""
+        with self._ledger.writing() as connection:
+            connection.execute(sa.update(cases).where(cases.c.id == case_id).values(due=until))
+
+    # -- studies --
+
+    def due_study(self, now: datetime) -> int | None:
+        """A study case that wants to be looked at."""
+        with self._ledger.reading() as connection:
+            return connection.execute(
+                sa.select(cases.c.id).where(cases.c.due <= now).order_by(cases.c.due).limit(1)
+            ).scalar()
+
+    def study_view(self, case_id: int) -> StudyView:
+        """A study case as it stands."""
+        with self._ledger.reading() as connection:
+            row = connection.execute(sa.select(cases).where(cases.c.id == case_id)).one()
+            return StudyView(
+                case=_case_view(row, covered=None),
+                version=row.version,
+                study_id=row.study_id,
+                members=_members(connection, row),
+                sent=_sent_of_study(connection, row.study_id),
+            )
+
+    def apply_study(self, view: StudyView, plan: Plan, *, now: datetime) -> list[int]:
+        """
+        Make a plan for a study case true, whole or not at all.
+
+        Raises:
+            Overtaken: The case or one of its series changed since it was looked at; look again.
+        """
+        with self._ledger.writing() as connection:
+            state = {"state": CaseState.CLOSED} if plan.close or plan.jobs else {}
+            changed = connection.execute(
+                sa.update(cases)
+                .where(cases.c.id == view.case.id, cases.c.version == view.version)
+                .values(due=plan.due, version=cases.c.version + 1, updated=now, **state)
+            ).rowcount
+            if changed != 1 or not _unchanged(connection, view):
+                raise Overtaken(f"case {view.case.id} changed while it was looked at")
+            _close_portions(connection, plan.close)
+            ids = {(view.case.rule, True): view.case.id}
+            _cover(connection, plan, ids)
+            _count_supplements(connection, plan, ids, now=now)
+            if not plan.covered:
+                return []
+            _take_from_discarded(connection, plan, view.case.rule, now=now)
+            write_event(
+                connection, "study.complete", now=now, subject=Subject(study_id=view.study_id, case_id=view.case.id),
+                rule=view.case.rule, why=plan.why, series=len(plan.covered),
+            )  # fmt: skip
+            spool = _spool_of(connection, next(iter(plan.covered))[2])
+            return _make_jobs(
+                connection, plan, {view.case.rule: view.case.id}, study_id=view.study_id, series_id=0, spool=spool,
+                now=now,
+            )  # fmt: skip
+
+
+def _as_series(row: AnyRow) -> Series:
+    return Series(
+        id=row.id,
+        series_instance_uid=UID(row.series_instance_uid),
+        study_instance_uid=UID(row.study_instance_uid),
+        tags=Tags.from_json(row.tags),
+        instances=row.instances,
+        first_received=row.first_received,
+        last_received=row.last_received,
+    )
+
+
+def _fresh(connection: Connection, series_id: int) -> int:
+    return connection.execute(
+        sa.select(sa.func.count()).where(instances.c.series_id == series_id, instances.c.portion.is_(None))
+    ).scalar_one()
+
+
+def _case_view(row: AnyRow, *, covered: int | None) -> CaseView:
+    return CaseView(
+        id=row.id,
+        rule=row.rule,
+        revision=row.revision,
+        is_study=row.series_id == 0,
+        state=CaseState(row.state),
+        supplement=row.supplement,
+        covered=covered,
+    )
+
+
+def _case_views(connection: Connection, study_id: int, series_id: int) -> tuple[CaseView, ...]:
+    rows = connection.execute(
+        sa.select(cases, case_series.c.covered)
+        .outerjoin(case_series, sa.and_(case_series.c.case_id == cases.c.id, case_series.c.series_id == series_id))
+        .where(cases.c.study_id == study_id, cases.c.series_id.in_([0, series_id]))
+        .order_by(cases.c.id)
+    )
+    return tuple(_case_view(row, covered=row.covered) for row in rows)
+
+
+def _sent(connection: Connection, *conditions: sa.ColumnElement[bool]) -> Sequence[AnyRow]:
+    """The last portion of originals that dispatch jobs have, by target and series."""
+    return connection.execute(
+        sa.select(jobs.c.target, job_series.c.series_id, sa.func.max(job_series.c.last).label("last"))
+        .join(job_series, job_series.c.job_id == jobs.c.id)
+        .where(jobs.c.kind == Kind.DISPATCH, jobs.c.parent.is_(None), *conditions)
+        .group_by(jobs.c.target, job_series.c.series_id)
+    ).all()
+
+
+def _sent_of_series(connection: Connection, series_id: int) -> dict[str, int]:
+    rows = _sent(connection, job_series.c.series_id == series_id, jobs.c.series_id == series_id)
+    return {row.target: row.last for row in rows}
+
+
+def _sent_of_study(connection: Connection, study_id: int) -> dict[tuple[str, int], int]:
+    rows = _sent(connection, jobs.c.study_id == study_id, jobs.c.series_id == 0)
+    return {(row.target, row.series_id): row.last for row in rows}
+
+
+def _take_series(connection: Connection, view: SeriesView, plan: Plan) -> int:
+    """Compare-and-set on the series; the id of its study."""
+    changed = connection.execute(
+        sa.update(series)
+        .where(series.c.id == view.series.id, series.c.version == view.version)
+        .values(
+            due=plan.due,
+            asked=json.dumps(sorted(plan.asked)),
+            settled=plan.settled,
+            version=series.c.version + 1,
+        )
+    ).rowcount
+    if changed != 1:
+        raise Overtaken(f"series {view.series.id} changed while it was looked at")
+    return int(connection.execute(sa.select(series.c.study_id).where(series.c.id == view.series.id)).scalar_one())
+
+
+def _unchanged(connection: Connection, view: StudyView) -> bool:
+    """Whether no series of the study got more instances since; locks them until the transaction ends."""
+    rows = connection.execute(
+        sa.select(series.c.id, series.c.last_received, series.c.settled, series.c.portions)
+        .where(series.c.study_id == view.study_id, series.c.origin_job == 0)
+        .order_by(series.c.id)
+        .with_for_update()
+    )
+    now = {(row.id, row.last_received, row.settled, row.portions) for row in rows}
+    return now == {(m.series_id, m.last_received, m.settled, m.portions) for m in view.members}
+
+
+def _close_portions(connection: Connection, series_ids: frozenset[int]) -> None:
+    """What is fresh becomes the next portion of its series."""
+    for series_id in sorted(series_ids):
+        if not _fresh(connection, series_id):
+            continue
+        last = connection.execute(sa.select(series.c.portions).where(series.c.id == series_id)).scalar_one()
+        connection.execute(
+            sa.update(instances)
+            .where(instances.c.series_id == series_id, instances.c.portion.is_(None))
+            .values(portion=last + 1)
+        )
+        connection.execute(
+            sa.update(series).where(series.c.id == series_id).values(portions=last + 1, version=series.c.version + 1)
+        )
+
+
+def _open_case(
+    connection: Connection, study_id: int, series_id: int, rule: str, revision: int, state: CaseState, reason: str,
+    *, now: datetime,
+) -> int:  # fmt: skip
+    """A new case; or the one there is, which a study rule's further series join."""
+    found = connection.execute(
+        sa.select(cases.c.id).where(cases.c.study_id == study_id, cases.c.series_id == series_id, cases.c.rule == rule)
+    ).scalar()
+    if found is not None:
+        connection.execute(
+            sa.update(cases)
+            .where(cases.c.id == found, cases.c.state == CaseState.CLEANED)
+            .values(state=state, reason=reason, revision=revision, updated=now)
+        )
+        return int(found)
+    case_id = insert_one(
+        connection, cases, study_id=study_id, series_id=series_id, rule=rule, revision=revision, state=state,
+        reason=reason, opened=now, updated=now,
+    )  # fmt: skip
+    write_event(
+        connection, f"case.{state}", now=now,
+        subject=Subject(study_id=study_id, series_id=series_id, case_id=case_id), rule=rule, revision=revision,
+        reason=reason,
+    )  # fmt: skip
+    return case_id
+
+
+def _cover(connection: Connection, plan: Plan, ids: Mapping[tuple[str, bool], int]) -> None:
+    for (rule, is_study, series_id), last in plan.covered.items():
+        case_id = ids[rule, is_study]
+        changed = connection.execute(
+            sa.update(case_series)
+            .where(case_series.c.case_id == case_id, case_series.c.series_id == series_id)
+            .values(covered=sa.case((case_series.c.covered < last, last), else_=case_series.c.covered))
+        ).rowcount
+        if not changed:
+            connection.execute(case_series.insert().values(case_id=case_id, series_id=series_id, covered=last))
+
+
+def _count_supplements(
+    connection: Connection, plan: Plan, ids: Mapping[tuple[str, bool], int], *, now: datetime
+) -> None:
+    for rule, is_study in plan.supplemented:
+        case_id = ids[rule, is_study]
+        connection.execute(
+            sa.update(cases).where(cases.c.id == case_id).values(supplement=cases.c.supplement + 1, updated=now)
+        )
+        row = connection.execute(sa.select(cases).where(cases.c.id == case_id)).one()
+        write_event(
+            connection, "case.supplement", now=now,
+            subject=Subject(study_id=row.study_id, series_id=row.series_id, case_id=case_id), rule=rule,
+            supplement=row.supplement,
+        )  # fmt: skip
+
+
+def _take_from_discarded(connection: Connection, plan: Plan, rule: str, *, now: datetime) -> None:
+    """A series that no rule of its own took is not discarded once a study case has it."""
+    connection.execute(
+        sa.update(cases)
+        .where(
+            cases.c.series_id.in_([series_id for _, _, series_id in plan.covered]),
+            cases.c.rule == "",
+            cases.c.state == CaseState.DISCARDED,
+        )
+        .values(state=CaseState.CLOSED, reason=f"collected by rule '{rule}'", updated=now)
+    )
+
+
+def _spool_of(connection: Connection, series_id: int) -> str:
+    """The spool of a series' newest instance; jobs run where that is mounted."""
+    return (
+        connection.execute(
+            sa.select(instances.c.spool)
+            .where(instances.c.series_id == series_id)
+            .order_by(instances.c.id.desc())
+            .limit(1)
+        ).scalar()
+        or ""
+    )
+
+
+def _make_jobs(
+    connection: Connection, plan: Plan, ids: Mapping[str, int], *, study_id: int, series_id: int, spool: str,
+    now: datetime,
+) -> list[int]:  # fmt: skip
+    return [
+        make_job(
+            connection,
+            NewJob(
+                kind=job.kind, rule=job.rule, revision=job.revision, extents=job.extents, target=job.target,
+                priority=job.priority, supplement=job.supplement, held=job.held,
+            ),
+            study_id=study_id, series_id=series_id, case_id=ids[job.case], spool=spool, now=now,
+        )
+        for job in plan.jobs
+    ]  # fmt: skip
+
+
+def _members(connection: Connection, case: AnyRow) -> tuple[Member, ...]:
+    rows = connection.execute(
+        sa.select(series, case_series.c.covered)
+        .outerjoin(case_series, sa.and_(case_series.c.series_id == series.c.id, case_series.c.case_id == case.id))
+        .where(series.c.study_id == case.study_id, series.c.origin_job == 0)
+        .order_by(series.c.id)
+    ).all()
+    discarded = set(
+        connection.execute(
+            sa.select(cases.c.series_id).where(
+                cases.c.study_id == case.study_id, cases.c.state == CaseState.DISCARDED, cases.c.rule != ""
+            )
+        ).scalars()
+    )
+    return tuple(
+        Member(
+            series_id=row.id,
+            last_received=row.last_received,
+            portions=row.portions,
+            fresh=_fresh(connection, row.id),
+            settled=row.settled,
+            covered=row.covered or 0,
+            is_discarded=row.id in discarded,
+            is_match=row.covered is not None,
+        )
+        for row in rows
+    )

@@ -1,0 +1,186 @@
+"""Which series are over, and the end of their files: marked first, removed after, so that a kill is mended."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from talaria.model.job import State
+from talaria.model.plan import CaseState
+from talaria.model.retention import Candidate
+from talaria.store.ledger import AnyRow, Ledger, Subject, write_event
+from talaria.store.schema import case_series, cases, events, instances, job_series, jobs, series
+
+#: Looked at in one go.
+_MOST = 1000
+
+
+class Cleaning:
+    """What the cleaner reads and writes."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def candidates(self, *, spool: str, before: datetime, after: int = 0) -> tuple[list[Candidate], int | None]:
+        """
+        Series that nothing is to happen to any more.
+
+        Args:
+            spool: Whose files.
+            before: Nothing came for the series since.
+            after: Where the call before ended.
+
+        Returns:
+            Series by how their cases and jobs ended, and where to go on; None at the end.
+        """
+        with self._ledger.reading() as connection:
+            rows = connection.execute(
+                sa.select(
+                    series.c.id, series.c.study_id, series.c.size_bytes, series.c.last_received, series.c.origin_job
+                )
+                .where(
+                    series.c.id > after,
+                    series.c.dropped.is_(None),
+                    series.c.last_received <= before,
+                    series.c.settled,
+                    series.c.due.is_(None),
+                    sa.select(instances.c.id)
+                    .where(instances.c.series_id == series.c.id, instances.c.spool == spool)
+                    .exists(),
+                )
+                .order_by(series.c.id)
+                .limit(_MOST)
+            ).all()
+            ids = [row.id for row in rows]
+            standings = _standings(
+                rows,
+                connection.execute(
+                    sa.select(job_series.c.series_id, jobs.c.state, jobs.c.updated)
+                    .join(jobs, jobs.c.id == job_series.c.job_id)
+                    .where(job_series.c.series_id.in_(ids))
+                ).all(),
+                connection.execute(
+                    sa.select(case_series.c.series_id, cases.c.state, cases.c.updated)
+                    .join(cases, cases.c.id == case_series.c.case_id)
+                    .where(case_series.c.series_id.in_(ids))
+                ).all(),
+                set(
+                    connection.execute(
+                        sa.select(cases.c.study_id).where(
+                            cases.c.study_id.in_([row.study_id for row in rows]),
+                            cases.c.series_id == 0,
+                            sa.or_(cases.c.state == CaseState.COLLECTING, cases.c.due.is_not(None)),
+                        )
+                    ).scalars()
+                ),
+            )
+        found = [
+            Candidate(id=row.id, state=standings[row.id][0], ended=standings[row.id][1], size_bytes=row.size_bytes)
+            for row in rows
+            if row.id in standings
+        ]
+        return found, (rows[-1].id if len(rows) == _MOST else None)
+
+    def last_event(self) -> datetime | None:
+        """When the last event was written."""
+        with self._ledger.reading() as connection:
+            return connection.execute(sa.select(events.c.time).order_by(events.c.id.desc()).limit(1)).scalar()
+
+    def mark(self, candidate: Candidate, *, reason: str, now: datetime) -> bool:
+        """
+        Say in the ledger that a series' files go, and that it is new again should it be sent again.
+
+        Returns:
+            False when something came or happened since it was looked at; then nothing was changed.
+        """
+        with self._ledger.writing() as connection:
+            row = connection.execute(
+                sa.select(series.c.study_id, series.c.due, series.c.settled, series.c.dropped)
+                .where(series.c.id == candidate.id)
+                .with_for_update()
+            ).one()
+            moving = connection.execute(
+                sa.select(sa.func.count())
+                .select_from(jobs.join(job_series, job_series.c.job_id == jobs.c.id))
+                .where(
+                    job_series.c.series_id == candidate.id,
+                    sa.or_(jobs.c.state.not_in(_OVER), jobs.c.updated > candidate.ended),
+                )
+            ).scalar_one()
+            if row.due is not None or not row.settled or row.dropped is not None or moving:
+                return False
+            connection.execute(
+                sa.update(instances)
+                .where(instances.c.series_id == candidate.id, instances.c.dropped.is_(None))
+                .values(dropped=now)
+            )
+            connection.execute(
+                sa.update(series)
+                .where(series.c.id == candidate.id)
+                .values(
+                    dropped=now, dropping=True, asked="[]", settled=False, instances=0, size_bytes=0,
+                    version=series.c.version + 1,
+                )
+            )  # fmt: skip
+            connection.execute(
+                sa.update(cases).where(cases.c.series_id == candidate.id).values(state=CaseState.CLEANED, updated=now)
+            )
+            write_event(
+                connection, "series.cleaned", now=now, subject=Subject(study_id=row.study_id, series_id=candidate.id),
+                state=candidate.state, reason=reason, size_bytes=candidate.size_bytes,
+            )  # fmt: skip
+        return True
+
+    def condemned(self, *, spool: str) -> dict[int, list[str]]:
+        """Files marked to go and perhaps not gone yet, by series."""
+        with self._ledger.reading() as connection:
+            rows = connection.execute(
+                sa.select(instances.c.series_id, instances.c.id)
+                .join(series, series.c.id == instances.c.series_id)
+                .where(series.c.dropping, instances.c.dropped.is_not(None), instances.c.spool == spool)
+            ).all()
+        found: dict[int, list[str]] = {}
+        for row in rows:
+            found.setdefault(row.series_id, []).append(row.id)
+        return found
+
+    def gone(self, series_id: int) -> None:
+        """The files of a marked series are gone."""
+        with self._ledger.writing() as connection:
+            connection.execute(sa.update(series).where(series.c.id == series_id).values(dropping=False))
+
+
+_OVER = [State.DONE, State.FAILED, State.CANCELLED, State.HELD]
+
+
+def _standings(
+    rows: Sequence[AnyRow], of_jobs: Sequence[AnyRow], of_cases: Sequence[AnyRow], collecting: set[int]
+) -> Mapping[int, tuple[str, datetime]]:
+    """How each series ended and when; those that anything may still happen to are left out."""
+    states: dict[int, set[str]] = {row.id: set() for row in rows}
+    ended: dict[int, datetime] = {row.id: row.last_received for row in rows}
+    for part in (*of_jobs, *of_cases):
+        states[part.series_id].add(part.state)
+        ended[part.series_id] = max(ended[part.series_id], part.updated)
+    found = {}
+    for row in rows:
+        state = _standing(states[row.id])
+        if state is not None and row.study_id not in collecting:
+            found[row.id] = (state, ended[row.id])
+    return found
+
+
+def _standing(states: set[str]) -> str | None:
+    """
+    The state by which retention goes: the most careful of all its cases and jobs; None while one moves.
+
+    A series that no case took is a result of a module, or belongs to none: done.
+    """
+    if states & {State.PENDING, State.ACTIVE, State.DEFERRED, CaseState.COLLECTING}:
+        return None
+    for state in (State.FAILED, State.HELD):
+        if state in states:
+            return state
+    if states == {CaseState.DISCARDED}:
+        return CaseState.DISCARDED
+    return State.DONE

@@ -1,0 +1,239 @@
+"""The ledger: one database, its transactions, its identity, and the event log that every change writes to."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, Row, Table, event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from talaria.model.errors import ConfigError, LedgerAway
+from talaria.store import schema
+from talaria.store.spool import new_ulid
+
+#: A row of whatever columns a statement asks for.
+AnyRow = Row[*tuple[Any, ...]]
+
+#: Seconds that a writer waits for another on SQLite before it is told that the ledger is busy.
+_BUSY_SECONDS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What an event is about; 0 and empty mean nothing."""
+
+    study_id: int = 0
+    series_id: int = 0
+    instance_id: str = ""
+    case_id: int = 0
+    job_id: int = 0
+
+
+class Ledger:
+    """
+    One database, opened.
+
+    Used by any number of threads. Every method that touches it raises `LedgerAway` when it cannot be reached.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._writer = engine.execution_options(writer=True)
+
+    # -- opening --
+
+    @classmethod
+    def open(cls, url: str) -> "Ledger":
+        """
+        Open the ledger at *url*; nothing is read yet.
+
+        Raises:
+            ConfigError: The URL is not understood, or its driver is not installed.
+        """
+        return cls(_engine(url))
+
+    def migrate(self, *, now: datetime) -> None:
+        """Bring the schema up to this code's, from nothing or from an older one; gives a new ledger its identity."""
+        with self._answering():
+            with self.engine.connect() as connection:
+                config = _alembic()
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+            with self.writing() as connection:
+                insert_ignoring(connection, schema.facts, [{"name": "identity", "value": new_ulid(now)}])
+
+    def verify_schema(self) -> None:
+        """
+        Whether the schema is this code's.
+
+        Raises:
+            ConfigError: It is older, newer, or not there at all; says what to do.
+        """
+        wanted = ScriptDirectory.from_config(_alembic()).get_current_head()
+        with self._answering(), self.engine.connect() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+        known = {script.revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions()}
+        if found is None:
+            raise ConfigError(f"ledger {self.name}: has no tables yet; run `talaria init`")
+        if found not in known:
+            raise ConfigError(
+                f"ledger {self.name}: schema {found} was made by a newer Talaria than this one (which knows {wanted}); "
+                "install that version again, or restore the backup made before the upgrade"
+            )
+        if found != wanted:
+            raise ConfigError(
+                f"ledger {self.name}: schema {found} is older than this Talaria's {wanted}; run `talaria init`"
+            )
+
+    @property
+    def name(self) -> str:
+        """The database's address without its password."""
+        return self.engine.url.render_as_string(hide_password=True)
+
+    def identity(self) -> str:
+        """Which ledger this is: a ULID, given when it was made."""
+        with self.reading() as connection:
+            fact = sa.select(schema.facts.c.value).where(schema.facts.c.name == "identity")
+            return str(connection.execute(fact).scalar_one())
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.engine.dispose()
+
+    # -- transactions --
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that sees one state of things and changes nothing."""
+        with self._answering(), self.engine.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that is whole or nothing; on SQLite it has the pen from its beginning."""
+        with self._answering(), self._writer.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
+            reason = getattr(error, "orig", None) or error
+            raise LedgerAway(f"ledger {self.name}: cannot be reached: {str(reason).splitlines()[0]}") from error
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[Callable[[], int | None]]:
+        """A cheap question: a number that changes when any other connection committed; None where none can tell."""
+        if self.engine.dialect.name != "sqlite":
+            yield lambda: None
+            return
+        with self._answering(), self.engine.connect() as connection:
+            raw = connection.connection.dbapi_connection
+            assert raw is not None
+            cursor = raw.cursor()
+
+            def version() -> int:
+                cursor.execute("PRAGMA data_version")
+                return int(cursor.fetchone()[0])
+
+            yield version
+
+
+def _engine(url: str) -> Engine:
+    try:
+        address = sa.engine.make_url(url)
+        if address.drivername == "postgresql":
+            address = address.set(drivername="postgresql+psycopg")
+        if address.get_backend_name() == "sqlite":
+            Path(address.database or "").parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            engine = sa.create_engine(
+                address,
+                connect_args={"timeout": _BUSY_SECONDS},
+                pool_size=4,
+                max_overflow=60,
+                pool_timeout=_BUSY_SECONDS,
+            )
+            event.listen(engine, "connect", _tune_sqlite)
+            event.listen(engine, "begin", _begin_sqlite)
+            return engine
+        return sa.create_engine(address, pool_size=4, max_overflow=60, pool_pre_ping=True)
+    except sa.exc.ArgumentError as error:
+        raise ConfigError("database_url: not understood; say sqlite:///PATH or postgresql://USER@HOST/NAME") from error
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"database_url: needs the package {error.name}; install talaria-dicom[postgres]") from error
+
+
+def _tune_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+    """WAL, and a sync for every commit: a row stands for an acknowledged image."""
+    connection.isolation_level = None  # sqlite3's own: we say BEGIN ourselves
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-32000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("writer", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _alembic() -> AlembicConfig:
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
+
+
+def insert_ignoring(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows; those whose unique key is taken stay as they are."""
+    if not rows:
+        return
+    statement = (
+        sqlite.insert(table).on_conflict_do_nothing()
+        if connection.dialect.name == "sqlite"
+        else postgresql.insert(table).on_conflict_do_nothing()
+    )
+    connection.execute(statement, list(rows))
+
+
+def insert_one(connection: Connection, table: Table, **values: Any) -> int:
+    """Insert a row; its key."""
+    key = connection.execute(table.insert().values(**values)).inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def write_event(  # the one door to the event log
+    connection: Connection,
+    kind: str,
+    *,
+    now: datetime,
+    subject: Subject,
+    actor: str = "",
+    **detail: Any,
+) -> None:
+    """Add to the event log, in the transaction of what happened. *detail* holds no patient data and no secret."""
+    connection.execute(
+        schema.events.insert().values(
+            time=now,
+            kind=kind,
+            actor=actor,
+            study_id=subject.study_id or None,
+            series_id=subject.series_id or None,
+            instance_id=subject.instance_id or None,
+            case_id=subject.case_id or None,
+            job_id=subject.job_id or None,
+            detail=json.dumps(detail, ensure_ascii=False, separators=(",", ":")),
+        )
+    )

@@ -1,0 +1,307 @@
+"""The ledger's tables; what `migrations/` builds step by step, as it is now."""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+
+
+class UTCTime(TypeDecorator[datetime]):
+    """An aware moment in UTC; `timestamptz` on PostgreSQL, sortable text on SQLite."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """UTC, and without its zone where the database has no type for one."""
+        if value is None:
+            return None
+        utc = value.astimezone(UTC)
+        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Always aware, always UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+#: A key that counts up; SQLite counts by itself only where the type is exactly INTEGER.
+Key = BigInteger().with_variant(Integer, "sqlite")
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+#: Facts about the ledger itself: its identity.
+facts = Table(
+    "facts",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+studies = Table(
+    "studies",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("study_instance_uid", String(64), nullable=False, unique=True),
+    Column("patient_id", Text, nullable=False),
+    Column("patient_name", Text, nullable=False),
+    Column("accession_number", Text, nullable=False),
+    Column("study_date", Text, nullable=False),
+    Column("study_description", Text, nullable=False),
+    Column("first_received", UTCTime, nullable=False),
+    Column("last_received", UTCTime, nullable=False),
+    Index(None, "last_received", "id"),
+)
+
+#: A series of a study, or what a module made of one: then *origin_job* is the process job, else 0.
+series = Table(
+    "series",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("study_id", Key, ForeignKey("studies.id"), nullable=False),
+    Column("series_instance_uid", String(64), nullable=False),
+    Column("origin_job", Key, nullable=False, server_default=text("0")),
+    Column("modality", Text, nullable=False),
+    Column("series_description", Text, nullable=False),
+    Column("calling_ae", Text, nullable=False),
+    Column("called_ae", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("tags", Text, nullable=False),  # JSON, of the first instance received
+    Column("instances", Integer, nullable=False),  # that are current
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("first_received", UTCTime, nullable=False),
+    Column("last_received", UTCTime, nullable=False),  # by the clock of the indexer: quiet time counts from here
+    Column("portions", Integer, nullable=False, server_default=text("0")),  # closed so far
+    Column("asked", Text, nullable=False, server_default="[]"),  # JSON: names of the rules already asked
+    Column("settled", Boolean, nullable=False, server_default=text("false")),  # every rule was asked
+    Column("superseded", Boolean, nullable=False, server_default=text("false")),  # results made again since
+    Column("due", UTCTime),  # when the router looks again; NULL: nothing to do
+    Column("dropped", UTCTime),  # when retention took its files; NULL again when it is sent again
+    Column("dropping", Boolean, nullable=False, server_default=text("false")),  # files are still to be removed
+    Column("version", Integer, nullable=False, server_default=text("0")),  # counts every change, for compare-and-set
+    UniqueConstraint("study_id", "series_instance_uid", "origin_job"),
+    Index(None, "due"),
+    Index(None, "dropped", "last_received"),
+)
+
+#: One file of the spool. *portion* says together with which others it was closed over; NULL: not yet.
+instances = Table(
+    "instances",
+    metadata,
+    Column("id", String(26), primary_key=True),
+    Column("series_id", Key, ForeignKey("series.id"), nullable=False),
+    Column("sop_instance_uid", String(64), nullable=False),
+    Column("sop_class_uid", String(64), nullable=False),
+    Column("transfer_syntax_uid", String(64), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("sha256", LargeBinary(32), nullable=False),
+    Column("spool", String(64), nullable=False),
+    Column("association", String(26), nullable=False),
+    Column("received", UTCTime, nullable=False),
+    Column("portion", Integer),
+    Column("superseded_by", String(26)),  # another version of the same SOP instance came later
+    Column("repeats", Integer, nullable=False, server_default=text("0")),  # identical copies that came again
+    Column("flags", Text, nullable=False, server_default=""),  # oddities of its header, blank between
+    Column("dropped", UTCTime),  # when retention removed the file
+    Index(None, "series_id", "portion"),
+    Index(None, "sop_instance_uid"),
+)
+
+#: What a rule acts on. *series_id* is 0 where the case is a study; *rule* is empty where none took it.
+cases = Table(
+    "cases",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("study_id", Key, ForeignKey("studies.id"), nullable=False),
+    Column("series_id", Key, nullable=False),
+    Column("rule", Text, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("state", String(16), nullable=False),  # collecting, closed, discarded, held, cleaned
+    Column("reason", Text, nullable=False),
+    Column("opened", UTCTime, nullable=False),
+    Column("updated", UTCTime, nullable=False),
+    Column("supplement", Integer, nullable=False, server_default=text("0")),  # how often it was closed again
+    Column("due", UTCTime),  # of a study case: when the router looks again
+    Column("version", Integer, nullable=False, server_default=text("0")),
+    UniqueConstraint("study_id", "series_id", "rule"),
+    Index(None, "due"),
+    Index(None, "series_id"),
+    Index(None, "state", "updated"),
+)
+
+#: The series of a case, and up to which portion its jobs have them.
+case_series = Table(
+    "case_series",
+    metadata,
+    Column("case_id", Key, ForeignKey("cases.id"), primary_key=True, autoincrement=False),
+    Column("series_id", Key, ForeignKey("series.id"), primary_key=True, autoincrement=False),
+    Column("covered", Integer, nullable=False),
+    Index(None, "series_id"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("study_id", Key, ForeignKey("studies.id"), nullable=False),
+    Column("series_id", Key, nullable=False),  # 0: the case is a study
+    Column("case_id", Key, ForeignKey("cases.id"), nullable=False),
+    Column("rule", Text, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("target", Text),
+    Column("parent", Key),  # the process job whose results it delivers
+    Column("priority", Integer, nullable=False),
+    Column("supplement", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("reason", Text, nullable=False, server_default=""),
+    Column("created", UTCTime, nullable=False),
+    Column("due", UTCTime, nullable=False),
+    Column("updated", UTCTime, nullable=False),
+    Column("since", UTCTime, nullable=False),  # when its present patience began: made, retried or restarted
+    Column("owner", String(80)),
+    Column("lease", UTCTime),  # the owner must be heard of before this
+    Column("spool", String(64), nullable=False),  # only a worker that has it mounted may claim
+    Column("key", String(160), nullable=False, unique=True),  # the same thing is never asked twice
+    Index(None, "state", "kind", "priority", "due"),
+    Index(None, "target", "state"),
+    Index(None, "study_id"),
+    Index(None, "case_id"),
+    Index(None, "parent"),
+    sqlite_autoincrement=True,
+)
+
+#: Which portions of which series a job is about.
+job_series = Table(
+    "job_series",
+    metadata,
+    Column("job_id", Key, ForeignKey("jobs.id"), primary_key=True, autoincrement=False),
+    Column("series_id", Key, ForeignKey("series.id"), primary_key=True, autoincrement=False),
+    Column("first", Integer, nullable=False),
+    Column("last", Integer, nullable=False),
+    Index(None, "series_id"),
+)
+
+#: The record of a dispatch job.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", String(26), primary_key=True),
+    Column("job_id", Key, ForeignKey("jobs.id"), nullable=False, unique=True),
+    Column("target", Text, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("sent", Integer, nullable=False, server_default=text("0")),
+    Column("size_bytes", BigInteger, nullable=False, server_default=text("0")),  # sent, all attempts together
+    Column("seconds", Float, nullable=False, server_default=text("0")),  # spent sending, all attempts together
+)
+
+outcomes = Table(
+    "outcomes",
+    metadata,
+    Column("delivery_id", String(26), ForeignKey("deliveries.id"), primary_key=True),
+    Column("instance_id", String(26), ForeignKey("instances.id"), primary_key=True),
+    Column("standing", String(16), nullable=False),
+    Column("status", Integer),
+    Column("detail", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("times_sent", Integer, nullable=False),
+    Column("time", UTCTime, nullable=False),
+    Index(None, "instance_id"),
+)
+
+#: One step of one attempt of a process job.
+runs = Table(
+    "runs",
+    metadata,
+    Column("job_id", Key, ForeignKey("jobs.id"), primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("step", Integer, primary_key=True, autoincrement=False),
+    Column("module", Text, nullable=False),
+    Column("code", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("log", Text, nullable=False),
+    Column("ended", UTCTime, nullable=False),
+)
+
+#: What happened, only ever added to.
+events = Table(
+    "events",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("time", UTCTime, nullable=False),
+    Column("kind", String(48), nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("study_id", Key),
+    Column("series_id", Key),
+    Column("instance_id", String(26)),
+    Column("case_id", Key),
+    Column("job_id", Key),
+    Column("detail", Text, nullable=False),  # JSON
+    Index(None, "study_id"),
+    Index(None, "job_id"),
+    Index(None, "instance_id"),
+    sqlite_autoincrement=True,
+)
+
+#: The rulebook, as it was written.
+revisions = Table(
+    "revisions",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("text", Text, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("created", UTCTime, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("warnings", Text, nullable=False),  # JSON
+)
+
+#: Tokens, one-time links and sessions: only their digests.
+credentials = Table(
+    "credentials",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("kind", String(16), nullable=False),  # token, link, session
+    Column("name", Text, nullable=False),
+    Column("created", UTCTime, nullable=False),
+    Column("expires", UTCTime),
+    Column("seen", UTCTime),
+)
+
+#: The services that were heard of lately.
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("service", String(32), nullable=False),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("started", UTCTime, nullable=False),
+    Column("seen", UTCTime, nullable=False),
+)

@@ -1,0 +1,171 @@
+"""DCMTK and Orthanc as peers, both ways; every data set byte for byte."""
+
+import json
+import os
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import MemorySink, data_set_of, digest, real_instances, wait_until
+
+from talaria.dimse.files import Found, find_instances
+from talaria.dimse.negotiation import by_association
+from talaria.dimse.scp import Listener
+from talaria.dimse.scu import Peer, Sender
+from talaria.model.dicom import AETitle
+
+pytestmark = pytest.mark.server
+
+Listen = Callable[..., Listener]
+
+#: Without it DCMTK waits 44 ms for each image.
+ENVIRONMENT = {**os.environ, "TCP_NODELAY": "1"}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextmanager
+def running(*command: str, port: int, folder: Path) -> Iterator[None]:
+    """A server as a child, up when its port answers."""
+    with (folder / "server.log").open("wb") as log:
+        child = subprocess.Popen(command, env=ENVIRONMENT, cwd=folder, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: child.poll() is not None or answers(port), seconds=30)
+        assert child.poll() is None, (folder / "server.log").read_text()
+        yield
+    finally:
+        child.terminate()
+        try:
+            child.wait(5)
+        except subprocess.TimeoutExpired:  # Orthanc takes its time
+            child.kill()
+            child.wait()
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def storescp(folder: Path) -> Iterator[int]:
+    """DCMTK's receiver, which keeps the bytes as they came, in every transfer syntax."""
+    port = free_port()
+    received = folder / "received"
+    received.mkdir()
+    with running("storescp", "+B", "+xa", "-od", str(received), str(port), port=port, folder=folder):
+        yield port
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+    assert 0 == done.returncode, done.stderr
+
+
+def send(port: int, found: Sequence[Found], *, called: str = "ANY") -> None:
+    peer = Peer(host="127.0.0.1", port=port, called_ae=AETitle(called), calling_ae=AETitle("TALARIA"))
+    for part in by_association(found, lambda item: item.context):
+        with Sender(peer, list({item.context: None for item in part})) as sender:
+            for item in part:
+                result = sender.store(item.path, context=item.context, sop_instance_uid=item.meta.sop_instance_uid)
+                assert 0 == result.status, (item.path, str(result), result.comment)
+
+
+def digests(found: Sequence[Found]) -> dict[str, str]:
+    return {item.meta.sop_instance_uid: digest(data_set_of(item.path)) for item in found}
+
+
+def received_in(folder: Path) -> dict[str, str]:
+    return digests([item for item in find_instances([folder / "received"]) if isinstance(item, Found)])
+
+
+def test_echoscu_is_answered(listen: Listen) -> None:
+    """DCMTK's C-ECHO."""
+    run("echoscu", "127.0.0.1", str(listen().port), "-aec", "TALARIA")
+
+
+@pytest.mark.parametrize("command", [("dcmsend", "+sd", "-nh"), ("storescu", "+sd", "-xs", "-R")])
+def test_dcmtk_stores_here_what_it_stores_at_its_own(
+    sink: MemorySink, listen: Listen, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """What dcmsend and storescu send is stored byte for byte as storescp gets it from the same command."""
+    found = [item for item in real_instances() if item.meta.transfer_syntax_uid in PLAIN]
+    folder = tmp_path / "sent"
+    folder.mkdir()
+    for number, item in enumerate(found):
+        (folder / f"{number}.dcm").symlink_to(item.path)
+    name, *options = command
+    options = options if name == "dcmsend" else ["+sd"]
+    run(name, *options, "127.0.0.1", str(listen().port), str(folder))
+    with storescp(tmp_path) as port:
+        run(name, *options, "127.0.0.1", str(port), str(folder))
+
+    assert received_in(tmp_path) == {item.request.sop_instance_uid: digest(item.data) for item in sink.stored}
+    assert len(found) == len(sink.stored)
+
+
+#: What DCMTK's tools propose without being told more.
+PLAIN = frozenset({"1.2.840.10008.1.2", "1.2.840.10008.1.2.1"})
+
+
+def test_storescp_gets_every_byte(tmp_path: Path) -> None:
+    """Real files in all their transfer syntaxes, from our sender."""
+    found = [item for item in real_instances() if not item.meta.transfer_syntax_uid.startswith("1.2.276")]
+    with storescp(tmp_path) as port:
+        send(port, found)
+
+    assert digests(found) == received_in(tmp_path)
+
+
+def test_orthanc_gets_every_byte(tmp_path: Path) -> None:
+    """The same; what Orthanc gives back has the same data set."""
+    dicom, http = free_port(), free_port()
+    settings = {
+        "Name": "TEST",
+        "DicomPort": dicom,
+        "HttpPort": http,
+        "DicomAet": "ORTHANC",
+        "StorageDirectory": str(tmp_path / "db"),
+        "IndexDirectory": str(tmp_path / "db"),
+        "AuthenticationEnabled": False,
+        "UnknownSopClassAccepted": True,
+        "OverwriteInstances": True,
+        "Plugins": [],
+    }
+    (tmp_path / "orthanc.json").write_text(json.dumps(settings))
+    found = real_instances()
+    with running("Orthanc", str(tmp_path / "orthanc.json"), port=dicom, folder=tmp_path):
+        wait_until(lambda: answers(http))
+        found = [item for item in found if _understood(item)]
+        send(dicom, found, called="ORTHANC")
+        received = tmp_path / "received"
+        received.mkdir()
+        for name in _asked(http, "/instances"):
+            (received / f"{name}.dcm").write_bytes(_fetched(http, f"/instances/{name}/file"))
+
+    assert digests(found) == received_in(tmp_path)
+
+
+def _understood(item: Found) -> bool:
+    """Whether Orthanc takes it: it must be able to read the identifiers itself."""
+    return item.meta.sop_class_uid != "1.2.840.10008.5.1.4.34.7"
+
+
+def _fetched(port: int, path: str) -> bytes:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        return bytes(answer.read())
+
+
+def _asked(port: int, path: str) -> list[str]:
+    return [str(name) for name in json.loads(_fetched(port, path))]
