@@ -38,6 +38,7 @@ class Orchestra:
 
     def __init__(self, home: Path, *, url: str = "", targets: Mapping[str, type[Target]] | None = None) -> None:
         self.clock = MovedClock()
+        self._began = self.clock.now()
         found = registry.discover()
         self.shelves = Shelves(
             targets={**found.targets, **(targets or {})}, modules=found.modules, executors=found.executors
@@ -66,8 +67,9 @@ class Orchestra:
             heart=heart, owner="here/1/1", clock=now,
         )  # fmt: skip
         self.cleaner = Cleaner(
-            cleaning=Cleaning(self.ledger), rulebooks=self.rulebooks, spool=self.spool, clock=now, watermark=1.0
-        )
+            cleaning=Cleaning(self.ledger), rulebooks=self.rulebooks, spool=self.spool, watermark=1.0,
+            uptime=lambda: self.clock.now() - self._began,
+        )  # fmt: skip
         self.bookkeeper = Bookkeeper(listing=self.listing, notes=Notes(self.ledger))
         self.workers: list[Worker] = [self.router, self.processor, self.dispatcher, self.bookkeeper]
 

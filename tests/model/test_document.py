@@ -105,6 +105,7 @@ def test_core_schema(written: str, expected: object) -> None:
         ("a: b: c", "line 1: cannot be read as YAML: mapping values are not allowed here"),
         ("a: 1\nb: \x07", "line 2: control character 0x07 in the text; remove it"),
         ("a: \x00", "line 1: a NUL character: this is UTF-16 or no text; save it as UTF-8"),
+        ("a: 1\nb: !" + "x" * 1000, "line 2: a tag of more than 1000 characters; leave it out"),
         ('a: "\\ud800"', "line 1: a: half a surrogate pair in the text; remove it"),
         ("a: \ud800", "line 1: half a surrogate pair in the text; remove it"),
     ],

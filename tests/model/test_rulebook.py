@@ -22,7 +22,6 @@ from talaria.model.forms import (
     Listener,
     ModuleForm,
     Retry,
-    RoutingForm,
     RuleForm,
     Sender,
     Settings,
@@ -131,14 +130,11 @@ rules:
     process: [look, {module: deid, settings: {options: [], profile: strict}}]
     keep_inputs: true
     send: [archive, share]
-    dynamic_routing: {allowed: [archive], alternate: share}
     priority: urgent
     late: hold
     fallback: false
     disabled: false
-    resend: true
     notify: []
-    promise: 5m
     owner: Ada
     tags: [ct, chest]
   rest:
@@ -219,14 +215,12 @@ def test_rule() -> None:
     rule = read(GOOD).rule("chest-ct")
 
     assert (Trigger.STUDY, Collect.MATCHING, Action.PROCESS) == (rule.trigger, rule.collect, rule.action)
-    assert (timedelta(minutes=10), timedelta(minutes=5)) == (rule.quiet, rule.promise)
+    assert timedelta(minutes=10) == rule.quiet
     assert [("look", {}), ("deid", {"profile": "strict", "options": []})] == [
         (step.module, dict(step.settings)) for step in rule.process
     ]
     assert (("archive", "share"), Priority.URGENT, Late.HOLD) == (rule.send, rule.priority, rule.late)
-    assert (True, True, False, False) == (rule.keep_inputs, rule.resend, rule.fallback, rule.disabled)
-    assert rule.dynamic_routing
-    assert (("archive",), "share") == (rule.dynamic_routing.allowed, rule.dynamic_routing.alternate)
+    assert (True, False, False) == (rule.keep_inputs, rule.fallback, rule.disabled)
     assert ("Ada", ("ct", "chest")) == (rule.owner, rule.tags)
 
 
@@ -446,8 +440,12 @@ def test_extra_tag_that_nobody_knows() -> None:
                                     "meant as text"),
         ("{when: True, send: [share], complete: {quiet: never}}", "line 3: rules.a.complete.quiet: 'never' is not "
          "possible here; write a duration such as 90s, 15m, 2h or 3d"),
-        ("{when: True, send: [share], dynamic_routing: {allowed: [shard], alternate: shore}}",
-         "line 3: rules.a.dynamic_routing.allowed: target 'shard' is not defined; did you mean 'share'?"),
+        ("{when: True, send: [share], dynamic_routing: {allowed: [share]}}",
+         "line 3: rules.a.dynamic_routing: routing by a module's word is not available in this version"),
+        ("{when: True, send: [share], promise: 5m}",
+         "line 3: rules.a.promise: promises are not available in this version: nothing would watch over them"),
+        ("{when: True, send: [share], resend: true}",
+         "line 3: rules.a.resend: sending identical images again is not available in this version"),
         ("{when: True, send: [share], priority: high}",
          "line 3: rules.a.priority: should be one of: normal, urgent, offpeak; is 'high'"),
     ],
@@ -701,9 +699,8 @@ def test_good_rulebook_needs_no_warning() -> None:
           "rules.a: is disabled and never asked"]),
         ("{a: {when: True, send: [share]}, b: {when: True, send: [share], fallback: true}}",
          ["rules.a.when: is always true", "rules.b: is never asked: rule 'a' always matches"]),
-        ("{a: {when: tags.Modality, send: [share], collect: matching, keep_inputs: true, dynamic_routing: {}}}",
-         ["rules.a.collect: has no effect with trigger series", "rules.a.keep_inputs: has no effect without process",
-          "rules.a.dynamic_routing: has no effect without process"]),
+        ("{a: {when: tags.Modality, send: [share], collect: matching, keep_inputs: true}}",
+         ["rules.a.collect: has no effect with trigger series", "rules.a.keep_inputs: has no effect without process"]),
         ("{a: {when: tags.Modality, action: process, process: [p]}}",
          ["rules.a: sends nothing: the results of the modules stay here until retention ends"]),
     ],
@@ -760,7 +757,6 @@ PLACES: tuple[tuple[type[BaseModel], tuple[str | int, ...]], ...] = (
     (RuleForm, ("rules", "chest-ct")),
     (CompletionForm, ("rules", "chest-ct", "complete")),
     (StepForm, ("rules", "chest-ct", "process", 1)),
-    (RoutingForm, ("rules", "chest-ct", "dynamic_routing")),
 )
 BASE: Mapping[str, Any] = {
     "settings": {"retention": {}},
@@ -778,7 +774,6 @@ BASE: Mapping[str, Any] = {
             "process": ["look", {"module": "deid"}],
             "send": ["share"],
             "complete": {},
-            "dynamic_routing": {},
         }
     },
 }

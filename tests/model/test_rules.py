@@ -237,6 +237,9 @@ NEWER = [
     ("values(tags.ProtocolName)[0] == 'x'", False),
     ("max(values(tags.ProtocolName)) == 'x'", False),
     ("tags.ProtocolName.index('x') == 0", False),
+    ("max(s.Modality for s in series if s.Modality == tags.ProtocolName) == 'x'", False),
+    ("any(values(s.ProtocolName)[0] == 'x' for s in series)", False),
+    ("any(tags[name].split()[1] == 'x' for name in ['ProtocolName'])", False),
     ("now.hour >= 22 or now.hour < 6", True),
     ("now.weekday == 4 and now.minute == 30 and now.month == 11 and now.day == 20 and now.second == 0", True),
     ("count == 7 and 1 < count < 9", True),
@@ -347,6 +350,7 @@ REFUSED = [
     ("any(s.Foo for s in series)", "unknown tag 'Foo'", 1, 7),
     ("SeriesDescription == 'x'", "unknown name 'SeriesDescription'; did you mean tags.SeriesDescription?", 1, 1),
     ("lenght(tags) > 2", "function 'lenght' is not available in rules; did you mean 'len'?", 1, 1),
+    ("@Modality@and", "unknown name '@Modality@and'", 1, 1),
     ("true", "unknown name 'true'; did you mean 'True'?", 1, 1),
     ("open('x')", "function 'open' is not available in rules", 1, 1),
     ("1 and (lambda: 1)", "a lambda is not available in rules", 1, 8),
@@ -444,6 +448,7 @@ BROKEN = [
     ("values(tags.ImageType)[5]", "{}: there is no item at that place", 1, 1),
     ("{'MR': 1}[tags.Modality]", "{}: there is no such key", 1, 1),
     ("tags.Modality.index('X')", "{}: what is looked for is not there", 1, 15),
+    ("max(s.Modality for s in series if s.Modality == 'q')", "{}: there is nothing to choose from", 1, 1),
     ("max([])", "{}: there is nothing to choose from", 1, 1),
     ("log(0)", "{}: a logarithm takes a number above 0", 1, 1),
     ("sqrt(-1)", "{}: a square root takes no number below 0", 1, 1),
@@ -688,9 +693,10 @@ def test_values_in_an_explanation_are_cut() -> None:
 FRAGMENTS = [
     "tags", ".Modality", ".SliceThickness", "@Modality@", "'CT'", '"', "'", "1", "0", "9**", "1e5", " and ", " or ",
     " not ", " in ", "==", "=", "<", "(", ")", "[", "]", "{", "}", ",", ":", ".", "lower()", ".split('\\\\')", "len(",
-    "float(", "map(", "range(", "matches(", "for x in ", "x", " if ", " else ", "lambda", "*", "**", "-", "%", "|", "&",
-    "~", "@", "\n", "#", "\\", "\0", "ä", "__class__", "import ", "f'", "None", "series", "s.", "now.hour", "count",
-    ";", "sorted(", "zip(", "any(", "sum(", "str(", "9999999", "*10**9", "😀", "\u202e", ":=", "await ", "yield ", "'''",
+    "float(", "map(", "range(", "matches(", "for x in ", "x", " if ", " else ", "lambda", "*", "**", "-", "%",
+    "|", "&", "~", "@", "\n", "#", "\\", "\0", "ä", "__class__", "import ", "f'", "None", "series", "s.",
+    "now.hour", "count", ";", "sorted(", "zip(", "any(", "sum(", "str(", "9999999", "*10**9", "😀", "\u202e", ":=",
+    "await ", "yield ", "'''",
 ]  # fmt: skip
 
 
@@ -764,6 +770,7 @@ OPERATORS = [
     "and",
     "or",
 ]
+METHODS = ["join", "split", "replace", "count", "index", "strip", "zfill", "get"]
 WILD = st.recursive(
     ATOMS,
     lambda inner: st.one_of(
@@ -776,8 +783,7 @@ WILD = st.recursive(
         st.builds("[{}, *{}]".format, inner, inner),
         st.builds("{{{}, {}}}".format, inner, inner),
         st.builds("{{{}: {}}}".format, inner, inner),
-        st.builds("({}).{}({})".format, inner, st.sampled_from(["join", "split", "replace", "count", "index", "strip", "zfill", "get"]),
-                  inner),
+        st.builds("({}).{}({})".format, inner, st.sampled_from(METHODS), inner),
         st.builds("matches({}, {})".format, inner, inner),
         _calls(inner),
     ),

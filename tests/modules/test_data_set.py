@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import dcmread
-from pydicom.data import get_testdata_files
+from pydicom.data.data_manager import DATA_ROOT
 
 from talaria.model.errors import NotAnInstance
 from talaria.model.part10 import META_LIMIT_BYTES, parse_meta
@@ -18,12 +18,16 @@ EXPLICIT = Encoding(implicit_vr=False, big_endian=False)
 IMPLICIT = Encoding(implicit_vr=True, big_endian=False)
 
 
+#: What comes with pydicom itself; nothing is fetched.
+PACKAGED = sorted(Path(DATA_ROOT, "test_files").rglob("*.dcm"))
+
+
 def samples() -> list[Path]:
     """Real files where there are some, pydicom's own where not."""
     home = os.environ.get("TALARIA_TEST_DATA")
     if home:
         return sorted(path for path in Path(home).rglob("*") if path.is_file() and is_part10(path))[::7]
-    return [Path(name) for name in get_testdata_files("*.dcm") if is_part10(Path(name))]
+    return [path for path in PACKAGED if is_part10(path)]
 
 
 def is_part10(path: Path) -> bool:

@@ -1,17 +1,18 @@
 """The module set_tags: sets what it was told, and nothing else changes."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 from pydicom import dcmread
-from pydicom.data import get_testdata_file, get_testdata_files
+from pydicom.data.data_manager import DATA_ROOT
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from talaria.model.errors import NotAnInstance, Permanent
+from talaria.model.errors import Permanent
 from talaria.model.part10 import META_LIMIT_BYTES, parse_meta
 from talaria.modules.set_tags import SetTags
 from talaria.testing import synthetic_ct, synthetic_mr
@@ -101,10 +102,14 @@ def data_set(content: bytes) -> bytes:
     return content[parse_meta(content[:META_LIMIT_BYTES]).offset :]
 
 
+#: What comes with pydicom itself; nothing is fetched.
+PACKAGED = sorted(Path(DATA_ROOT, "test_files").rglob("*.dcm"))
+
+
 def samples() -> list[Path]:
     """Real files where there are some, pydicom's own where not."""
     home = os.environ.get("TALARIA_TEST_DATA")
-    names = sorted(Path(home).rglob("*"))[::9] if home else map(Path, get_testdata_files("*.dcm"))
+    names = sorted(Path(home).rglob("*"))[::9] if home else PACKAGED
     return [path for path in names if path.is_file()]
 
 
@@ -137,9 +142,9 @@ def assert_same_but_for_changes(path: Path, written: Path) -> None:
 
     assert before.file_meta.TransferSyntaxUID == after.file_meta.TransferSyntaxUID
     assert "CHANGED" == after.SeriesDescription
-    kept = {tag for tag in before.keys() if not (tag.element == 0 and tag.group in {0x0008, 0x0020})}
-    assert kept | changed == set(after.keys())
-    for tag in set(before.keys()) & set(after.keys()) - changed:
+    kept = {tag for tag in before._dict if not (tag.element == 0 and tag.group in {0x0008, 0x0020})}
+    assert kept | changed == set(after._dict)
+    for tag in set(before._dict) & set(after._dict) - changed:
         assert before.get_item(tag).value == after.get_item(tag).value, (path, tag)
 
 
@@ -164,7 +169,7 @@ def test_big_endian_numbers(source: Path, out: Path) -> None:
     """
     Numbers are written in the byte order of the file.
     """
-    only(Path(str(get_testdata_file("MR_small_bigendian.dcm"))), source)
+    only(Path(DATA_ROOT, "test_files", "MR_small_bigendian.dcm"), source)
 
     written = run(
         SetTags(
@@ -276,14 +281,14 @@ def test_two_instances_of_one_uid_are_refused(source: Path, out: Path) -> None:
         ({"SOPInstanceUID": "1.2"}, "SOPInstanceUID cannot be set: each instance needs its own; see keep_uids"),
         (
             {"PixelData": "x"},
-            "PixelData cannot be set: only data elements of PS3.6 from (0008,0001) to below the pixel",
+            "PixelData cannot be set: only data elements of PS3.6 from (0008,0001)",
         ),
         ({"0009,1001": "x"}, "0009,1001 cannot be set: only data elements of PS3.6"),
         ({"0002,0010": "1.2"}, "0002,0010 cannot be set: only data elements of PS3.6"),
         ({"fffe,e000": ""}, "fffe,e000 cannot be set: only data elements of PS3.6"),
         (
             {"ReferencedStudySequence": "x"},
-            "ReferencedStudySequence cannot be set to that value: it is SQ, and only text",
+            "ReferencedStudySequence cannot be set to that value: it is SQ",
         ),
         ({"PatientNme": "x"}, "'PatientNme' is neither a keyword of PS3.6 nor gggg,eeee"),
         ({"zz,zz": "x"}, "'zz,zz' is neither a keyword of PS3.6 nor gggg,eeee"),
@@ -324,7 +329,9 @@ def test_cut_files_never_break_it(source: Path, out: Path, cut: int) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * cut // 400])
 
-    try:
+    with suppress(Permanent):
         SetTags(tags={}).run(source, out, {})
-    except Permanent as error:
-        assert isinstance(error.__cause__, NotAnInstance)
+
+    written = list(out.iterdir())
+    assert len(written) <= 1
+    assert all(path.name == "CT00001.dcm" or 64 < len(path.name) for path in written)

@@ -77,6 +77,10 @@ class NotAccepted(Permanent):
     """The peer accepted no presentation context for this SOP class in this transfer syntax."""
 
 
+class AssociationLost(Transient):
+    """The association broke in the middle: the peer aborted it, fell silent, spoke nonsense or hung up."""
+
+
 class Damaged(Permanent):
     """The file is not, or no longer, the instance that it should be; nothing of it was stored at the peer."""
 
@@ -85,8 +89,8 @@ class Sender:
     """
     One association as requestor; a context manager that opens it, releases it, and aborts it on an error.
 
-    All it raises once it is open: `Transient` when the association or connection breaks (it is then of no more use),
-    `NotAccepted` and `Damaged` for a single instance.
+    All it raises once it is open: `AssociationLost` when it breaks (it is then of no more use), `Transient` when the
+    disk fails, `NotAccepted` and `Damaged` for a single instance.
 
     Attributes:
         is_open: Whether anything more can be sent.
@@ -346,8 +350,8 @@ class Sender:
             if isinstance(error, TimeoutError | ProtocolError):
                 self._say_abort()
             self.is_open = False
-            raise Transient(f"{self._peer} {trouble}") from error
-        except Transient:
+            raise AssociationLost(f"{self._peer} {trouble}") from error
+        except AssociationLost:
             self.is_open = False
             raise
 
@@ -375,7 +379,7 @@ class Sender:
             for event in self._machine.feed(self._inbox[:size]):
                 if isinstance(event, pdu.Aborted):
                     who = "its user" if event.source == 0 else f"its provider, reason {event.reason}"
-                    raise Transient(f"{self._peer} aborted the association ({who})")
+                    raise AssociationLost(f"{self._peer} aborted the association ({who})")
                 yield event
 
     def _response(self) -> Command:
@@ -387,7 +391,7 @@ class Sender:
                 return answer
         if isinstance(event, pdu.ReleaseRequest):
             self._send(memoryview(pdu.RELEASE_RP))
-            raise Transient(f"{self._peer} ended the association before it answered")
+            raise AssociationLost(f"{self._peer} ended the association before it answered")
         raise ProtocolError(f"{type(event).__name__} instead of a response", reason=pdu.Reason.UNEXPECTED_PDU)
 
     def _next_message_id(self) -> int:

@@ -469,7 +469,7 @@ class Pass:
         header, long, narrow, wide, marks = order.header, order.long, order.narrow, order.wide, order.marks
         while depth > floor:
             if at > self.size - 8:
-                raise self.cut(at) if at > self.size else self.halt("no-delimiter")
+                raise self.halt("no-delimiter") if at == self.size else self.cut(max(at, self.size + 1))
             buffer, offset = self.peek(at, 12)
             base, explicit, is_odd, left = at - offset, inside.explicit, False, 0
             limit = len(buffer) - (8 if base + len(buffer) >= self.size else 12)

@@ -38,6 +38,9 @@ _KNOWN_TAGS = frozenset({None, "!", "tag:yaml.org,2002:str", "tag:yaml.org,2002:
 #: What a scalar can mean.
 Value = bool | int | float | str | None
 
+#: What the parser would take for a tag, character by character, each time from the beginning.
+_ENDLESS_TAG = re.compile(r"![\w!-]{1000}")
+
 #: Keys and list positions from the top: `("rules", "ct", "process", 0)`.
 Place = tuple[str | int, ...]
 
@@ -219,6 +222,9 @@ def _check_text(text: str) -> None:
         raise _refusal("half a surrogate pair in the text; remove it", Position(line=line, column=1)) from None
     if size > SIZE_LIMIT_BYTES:
         raise _refusal(f"is {size} bytes; at most {SIZE_LIMIT_BYTES} are read")
+    if endless := _ENDLESS_TAG.search(text):
+        line = text.count("\n", 0, endless.start()) + 1
+        raise _refusal("a tag of more than 1000 characters; leave it out", Position(line=line, column=1))
 
 
 def _problem_of(error: MarkedYAMLError) -> str:

@@ -22,8 +22,8 @@ from talaria.model.bounds import (
     weigh,
 )
 from talaria.model.dicom import Tags
-from talaria.model.errors import Position
-from talaria.model.functions import COSTS, METHODS, Method, RuleFunction, pattern_of
+from talaria.model.errors import Position, RuleError
+from talaria.model.functions import COSTS, METHODS, PATTERN_WORK, Method, RuleFunction, pattern_of
 from talaria.model.ruletext import RuleText
 
 
@@ -147,9 +147,18 @@ class Place:
         """What to raise for *error*: an absent value makes the rule false, anything else is an error of the rule."""
         if isinstance(error, Exhausted):
             return self._source.error(str(error), self._position)
-        if isinstance(error, Lacking | LookupError) and any(tag(run) == "" for tag in self._tags):
+        if isinstance(error, Lacking | LookupError) and any(_is_absent(run, tag) for tag in self._tags):
             return AbsentValue()
         return self._source.error(f"{self._shown}: {in_words(error, operands, verb)}", self._position)
+
+
+def _is_absent(run: Run, tag: Step) -> bool:
+    """Whether a tag that was read is absent; what a generator read is gone with it."""
+    try:
+        value = tag(run)
+    except (RuleError, AbsentValue, Unfit):
+        return False
+    return isinstance(value, str) and not value
 
 
 def in_words(error: Exception, operands: Sequence[Value], verb: str) -> str:
@@ -235,11 +244,12 @@ def called_with_one(function: RuleFunction, argument: Step, place: Place) -> Ste
 
 def matching(text: Step, pattern: str, function: RuleFunction, place: Place) -> Step:
     """`matches` with a pattern that is known, compiled already; as `invoke`, quicker."""
-    search = pattern_of(pattern).search
+    compiled = pattern_of(pattern)
+    search, free = compiled.search, min(CHARACTERS_PER_STEP, PATTERN_WORK // compiled.programsize)
 
     def match(run: Run) -> Value:
         value = text(run)
-        if value.__class__ is str and len(value) < CHARACTERS_PER_STEP and value.isascii():
+        if value.__class__ is str and len(value) < free and value.isascii():
             return search(value.encode()) is not None
         return invoke(run, function, place, (value, pattern), {})
 

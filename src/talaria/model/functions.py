@@ -28,7 +28,7 @@ from talaria.model.bounds import (
 #: Characters of a pattern.
 PATTERN_LIMIT = 1_000
 #: Instructions of a compiled pattern, times characters of the text, that one step pays for.
-_PATTERN_WORK = 1_024
+PATTERN_WORK = 1_024
 #: Bytes that one compiled pattern may take.
 _PATTERN_MEMORY = 1 << 18
 #: `factorial(170)` is the last that fits.
@@ -271,7 +271,7 @@ def matches(text: Value, pattern: Value) -> bool:
 def _pattern_cost(text: Value, pattern: Value) -> int:
     if not isinstance(text, str) or not isinstance(pattern, str):
         return 0
-    return builtins.len(text) * builtins.int(pattern_of(pattern).programsize) // _PATTERN_WORK
+    return builtins.len(text) * builtins.int(pattern_of(pattern).programsize) // PATTERN_WORK
 
 
 #: Functions that take more than one step, and how many.

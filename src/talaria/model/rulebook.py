@@ -119,6 +119,9 @@ _NOT_YET: tuple[tuple[Place, Callable[[JsonValue], bool], str], ...] = (
     (("modules", "*", "image"), _given, "needs an executor for containers, which is not on the shelf yet"),
     (("rules", "*", "notify"), _given, "notices are not available in this version"),
     (("rules", "*", "action"), lambda value: value == "notify", "action notify is not available in this version"),
+    (("rules", "*", "dynamic_routing"), _given, "routing by a module's word is not available in this version"),
+    (("rules", "*", "promise"), _given, "promises are not available in this version: nothing would watch over them"),
+    (("rules", "*", "resend"), _given, "sending identical images again is not available in this version"),
     (("rules", "*", "complete", "series"), _given, "completion by a list of series is not available in this version"),
     (("rules", "*", "complete", "released"), _given, "completion at release is not available in this version"),
 )

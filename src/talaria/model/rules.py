@@ -45,8 +45,11 @@ from talaria.model.functions import (
     METHODS,
     RuleFunction,
 )
-from talaria.model.ruletext import F_STRING, Reading, read, size
+from talaria.model.ruletext import Reading, read, size
 from talaria.model.wording import did_you_mean
+
+#: Each is looked up in the dictionary, which takes long for what is not in it.
+_TEXTS_LIMIT = 200
 
 __all__ = ["Came", "Context", "Explanation", "Expression", "Part", "Resolve", "compile_rule"]
 
@@ -150,7 +153,7 @@ class _Compiler:
         self._resolve = resolve
         self._trace = trace
         self._scopes: list[dict[str, int]] = []
-        self._texts = [text for text in map(_text_of, ast.walk(reading.body)) if text is not None]
+        self._texts = {text for text in map(_text_of, ast.walk(reading.body)) if text}
         #: The tags that are read.
         self.names: set[str] = set()
         #: Which tag a node reads.
@@ -237,7 +240,7 @@ class _Compiler:
             hint = f"; did you mean tags.{self._resolve(node.id)}?"
         except (LookupError, ConfigError):
             hint = did_you_mean(node.id, [*_SUBJECTS, *FUNCTIONS, *CONSTANTS, "True", "False", "None"])
-        return self._refusal(node, f"unknown name {node.id[:64]!r}{hint}")
+        return self._refusal(node, f"unknown name {self._source.segment(node)[:64]!r}{hint}")
 
     def _variable(self, name: str) -> int | None:
         """The slot of a variable of the comprehensions around, the innermost first."""
@@ -326,8 +329,9 @@ class _Compiler:
         name = _text_of(node.slice)
         if name is not None and self._is(node.value, "tags"):
             return self._tag(node, name, self._source.start(node.slice))
-        if not isinstance(node.slice, ast.Slice) and _may_be_tags(node.value):
-            self._remember_texts()
+        is_lookup = not isinstance(node.slice, ast.Slice) and isinstance(node.value, ast.Name | ast.Subscript)
+        if is_lookup and self._trace is None:
+            self._remember_texts(node)
         first = len(self._reads)
         base, index = self.step(node.value), self.step(node.slice)
         place, find = self._place(node, since=first), self._found_by
@@ -341,13 +345,18 @@ class _Compiler:
             except BREAKS as error:
                 raise place.broke(run, error, value, verb="take an item of") from None
 
+        if is_lookup:
+            self._reads.append(take)
         return take
 
-    def _remember_texts(self) -> None:
+    def _remember_texts(self, node: ast.expr) -> None:
         """A tag is asked for by a name that is known only when the rule runs: it will be one of the texts."""
-        for text in self._texts:
+        if len(self._texts) > _TEXTS_LIMIT:
+            message = f"a rule that looks up a tag by a computed name may hold {_TEXTS_LIMIT} different texts"
+            raise self._refusal(node, message)
+        while self._texts:
             try:
-                self.names.add(self._resolve(text))
+                self.names.add(self._resolve(self._texts.pop()))
             except (LookupError, ConfigError):
                 continue
 
@@ -655,7 +664,7 @@ _SYMBOLS: Mapping[type[ast.AST], str] = {
 #: What is refused, by its name.
 _WORDS: Mapping[type[ast.AST], str] = {
     ast.Lambda: "a lambda",
-    ast.JoinedStr: F_STRING.partition(" is ")[0],
+    ast.JoinedStr: "an f-string",
     ast.NamedExpr: "an assignment ':='",
     ast.Await: "'await'",
     ast.Yield: "'yield'",
@@ -685,11 +694,6 @@ def _folded(node: ast.expr) -> Value:
 def _text_of(node: ast.AST) -> str | None:
     """The text that stands there as such."""
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
-
-
-def _may_be_tags(node: ast.expr) -> bool:
-    """Whether an expression can be the tags of a series: `tags`, `s`, `series[0]`."""
-    return isinstance(node, ast.Name | ast.Subscript)
 
 
 def _no_items(run: Run) -> Iterator[Value]:

@@ -4,8 +4,10 @@ import ast
 import keyword
 import re
 import warnings
+from bisect import bisect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 from talaria.model.errors import Position, RuleError
 
@@ -55,7 +57,7 @@ _SIGNS: Mapping[str, str] = {
     ">>": "the operator '>>' is not available in rules",
 }
 
-F_STRING = "an f-string is not available in rules; put the text together with '+'"
+_F_STRING = "an f-string is not available in rules; put the text together with '+'"
 
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 
@@ -148,8 +150,9 @@ def read(text: str) -> Reading:
     source = RuleText(text)
     if len(text) > LENGTH_LIMIT:
         raise source.error(f"the rule has {len(text):,} characters; {LENGTH_LIMIT:,} are possible", _START)
-    legacy = dict(_Scan(source).legacy())
-    body = _parsed(source, _without_legacy(source, legacy))
+    scan = _Scan(source)
+    legacy = dict(scan.legacy())
+    body = _parsed(source, scan.without_legacy)
     _measure(source, body)
     return Reading(source=source, body=body, legacy=legacy)
 
@@ -160,7 +163,14 @@ class _Scan:
     def __init__(self, source: RuleText) -> None:
         self._source = source
         self._text = "\n".join(source.lines)
+        self._starts = [0, *accumulate(len(line) + 1 for line in source.lines)]
+        self._plain = list(self._text)
         self._brackets: list[tuple[str, int]] = []
+
+    @property
+    def without_legacy(self) -> str:
+        """The rule with each `@Keyword@` as a name of the same length, so that every place stays where it is."""
+        return "".join(self._plain)
 
     def legacy(self) -> Iterator[tuple[Position, str]]:
         """Where a tag is written as `@Keyword@`."""
@@ -171,6 +181,7 @@ class _Scan:
             kind = token.lastgroup
             is_empty &= kind in {"blank", "comment"}
             if kind == "legacy":
+                self._plain[token.start() : token.end()] = "_" * len(token[0])
                 yield self._position(token.start()), token["tag"]
             else:
                 self._check(token[0], token)
@@ -183,7 +194,7 @@ class _Scan:
     def _check(self, symbol: str, token: re.Match[str]) -> None:
         match token.lastgroup:
             case "text" if "f" in token["prefix"].lower():
-                raise self._error(F_STRING, token.start())
+                raise self._error(_F_STRING, token.start())
             case "quote":
                 raise self._error("the text that begins here is never closed", token.start())
             case "word" if symbol in _STATEMENTS:
@@ -210,20 +221,11 @@ class _Scan:
             raise self._error(f"'{bracket}' does not close '{opened}'", at)
 
     def _position(self, index: int) -> Position:
-        line = self._text.count("\n", 0, index) + 1
-        return Position(line=line, column=index - self._text.rfind("\n", 0, index))
+        line = bisect(self._starts, index)
+        return Position(line=line, column=index - self._starts[line - 1] + 1)
 
     def _error(self, message: str, index: int) -> RuleError:
         return self._source.error(message, self._position(index))
-
-
-def _without_legacy(source: RuleText, legacy: Mapping[Position, str]) -> str:
-    """The rule with `@Keyword@` as a name of the same length, so that every place stays where it is."""
-    lines = list(source.lines)
-    for position, tag in legacy.items():
-        line, first, length = lines[position.line - 1], position.column - 1, len(tag) + 2
-        lines[position.line - 1] = line[:first] + "_" * length + line[first + length :]
-    return "\n".join(lines)
 
 
 def _parsed(source: RuleText, text: str) -> ast.expr:

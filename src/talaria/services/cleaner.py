@@ -1,12 +1,12 @@
 """The cleaner: removes what retention allows and nothing else; the oldest first when the disk fills."""
 
 import time
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import structlog
 
 from talaria.model.retention import Candidate, Retention, clock_is_trusted, expired, to_make_room
-from talaria.services.loop import Clock, wall_clock
 from talaria.store.cleaning import Cleaning
 from talaria.store.revisions import Rulebooks
 from talaria.store.spool import Spool
@@ -30,11 +30,12 @@ class Cleaner:
         cleaning: Cleaning,
         rulebooks: Rulebooks,
         spool: Spool,
-        clock: Clock = wall_clock,
         watermark: float = _WATERMARK,
+        uptime: Callable[[], timedelta] | None = None,
     ) -> None:
         self._cleaning, self._rulebooks, self._spool, self._watermark = cleaning, rulebooks, spool, watermark
-        self._anchor = (clock(), _since_boot())
+        self._uptime = uptime or _since_boot
+        self._anchor: tuple[datetime, timedelta] | None = None
         self._due: datetime | None = None
 
     def step(self, now: datetime) -> bool:
@@ -45,8 +46,7 @@ class Cleaner:
         self._rulebooks.refresh()
         self._remove_files()
         if not self._is_clock_trusted(now):
-            log.warning("cleaning pauses: the clock jumped")
-            self._anchor = (now, _since_boot())
+            log.warning("nothing is deleted: the clock jumped; when it is right, restart the cleaner")
             return False
         self._clean(now)
         return False
@@ -56,10 +56,12 @@ class Cleaner:
         return _EVERY if self._due is None else max(self._due - now, timedelta(0))
 
     def _is_clock_trusted(self, now: datetime) -> bool:
-        wall, boot = self._anchor
-        return clock_is_trusted(
-            wall=now - wall, monotonic=_since_boot() - boot, now=now, last_event=self._cleaning.last_event()
-        )
+        """Against the first look at which the wall clock was not behind the last event; a jump is never forgotten."""
+        last = self._cleaning.last_event()
+        if self._anchor is None and (last is None or last <= now):
+            self._anchor = (now, self._uptime())
+        wall, boot = self._anchor or (now, self._uptime())
+        return clock_is_trusted(wall=now - wall, monotonic=self._uptime() - boot, now=now, last_event=last)
 
     def _clean(self, now: datetime) -> None:
         retention = self._rulebooks.running().settings.retention

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from talaria.dimse.command import Meaning
 from talaria.dimse.negotiation import Context, by_association
-from talaria.dimse.scu import Damaged, NotAccepted, Peer, Sender, StoreResult, Timeouts
+from talaria.dimse.scu import AssociationLost, Damaged, NotAccepted, Peer, Sender, StoreResult, Timeouts
 from talaria.model.dicom import AETitle, Origin
 from talaria.model.errors import Permanent, Transient
 from talaria.model.extensions import Delivery, Finding, Findings, Outcome, Parcel, Standing, Target
@@ -25,6 +25,9 @@ SENDER = "sender"
 
 #: A peer that fails inside at an instance (0110) is asked again on so many attempts, then the instance has failed.
 _TRIES_AT_FAILURE = 5
+
+#: So many associations in a row may be lost at their first instance before the node, not the instance, is to blame.
+_BARREN_ASSOCIATIONS = 3
 
 #: Classes that `check` asks for: what most departments send.
 _CLASSES = (
@@ -201,16 +204,15 @@ class _Consignment:
         self._waiting = deque(parcels)
         self._senders: list[Sender] = []
         self._is_stopped = False
-        self._failing: list[str] = []  # instances that may pass on another attempt
+        self._failing: list[str] = []  # what happened at instances that may pass on another attempt
+        self._barren = 0  # associations in a row that were lost before they brought anything home
 
     def outcomes(self) -> Iterator[Outcome]:
         """One per parcel, as it is known; may be closed at any time."""
         lanes = min(self._target.associations, len(self._parcels))
         yield from self._lane() if lanes == 1 else self._lanes(lanes)
         if self._failing:
-            raise Transient(
-                f"{self._peer} failed inside at {len(self._failing)} instances (status 0110), first {self._failing[0]}"
-            )
+            raise Transient(f"{self._peer} failed at {len(self._failing)} instances, first {self._failing[0]}")
 
     def _lanes(self, count: int) -> Iterator[Outcome]:
         """
@@ -249,14 +251,39 @@ class _Consignment:
             sender = self._target.sender(self._peer, self._parcels)
             self._senders.append(sender)  # before it is open, so that it can be stopped while it opens
             with sender:
-                while sender.is_open and not self._is_stopped:
-                    try:
-                        parcel = self._waiting.popleft()
-                    except IndexError:
-                        return
-                    outcome = self._send(sender, parcel)
-                    if outcome:
-                        yield outcome
+                yield from self._over(sender)
+
+    def _over(self, sender: Sender) -> Iterator[Outcome]:
+        """Parcels over one association, until none is left or it is lost."""
+        is_fresh = True
+        while sender.is_open and not self._is_stopped:
+            try:
+                parcel = self._waiting.popleft()
+            except IndexError:
+                return
+            try:
+                outcome = self._send(sender, parcel)
+            except AssociationLost as error:
+                self._lose(parcel, error, is_fresh=is_fresh)
+                return
+            is_fresh, self._barren = False, 0
+            if outcome:
+                yield outcome
+
+    def _lose(self, parcel: Parcel, error: AssociationLost, *, is_fresh: bool) -> None:
+        """
+        An association was lost at *parcel*.
+
+        It is tried again over a fresh one; one at which that is lost too is left aside, so that it does not block
+        those behind it.
+        """
+        self._barren += is_fresh
+        if not is_fresh or self._is_stopped or self._barren == _BARREN_ASSOCIATIONS:
+            self._waiting.appendleft(parcel)
+        else:
+            self._failing.append(f"{parcel.sop_instance_uid}: {error}")
+        if self._is_stopped or self._barren == _BARREN_ASSOCIATIONS:
+            raise error
 
     def _send(self, sender: Sender, parcel: Parcel) -> Outcome | None:
         """One parcel; it waits again where the peer cannot take it now."""
@@ -269,7 +296,9 @@ class _Consignment:
             )
         except (NotAccepted, Damaged) as error:
             return Outcome(instance_id=parcel.instance_id, standing=Standing.FAILED, detail=str(error))
-        except Transient:
+        except AssociationLost:
+            raise
+        except Transient:  # our own disk
             self._waiting.appendleft(parcel)
             raise
         return self._judge(parcel, result)
@@ -285,7 +314,7 @@ class _Consignment:
                 f"{self._peer} does not allow {self._peer.calling_ae!r} to store ({result}); ask its administrator"
             )
         if meaning is Meaning.AGAIN and self._attempt < _TRIES_AT_FAILURE:
-            self._failing.append(parcel.sop_instance_uid)
+            self._failing.append(f"{parcel.sop_instance_uid}: {result}")
             return None
         detail = "" if meaning is Meaning.STORED else ": ".join(filter(None, (str(result), result.comment)))
         return Outcome(instance_id=parcel.instance_id, standing=_STANDING[meaning], detail=detail, status=result.status)
