@@ -79,9 +79,11 @@ def definitions(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDe
 
 
 def catches_all(handler: ast.ExceptHandler) -> bool:
-    """Whether it catches what nobody named."""
+    """Whether it catches what nobody named; one that tidies up and raises it again does not."""
     kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
-    return any(kind is None or (isinstance(kind, ast.Name) and kind.id in BROAD) for kind in kinds)
+    last = handler.body[-1]
+    raised_again = isinstance(last, ast.Raise) and last.exc is None
+    return not raised_again and any(kind is None or (isinstance(kind, ast.Name) and kind.id in BROAD) for kind in kinds)
 
 
 BROAD = {"Exception", "BaseException"}

@@ -6,8 +6,6 @@ import fcntl
 import os
 import secrets
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,19 +15,18 @@ from functools import cached_property
 from pathlib import Path
 
 import structlog
-import uvicorn
 
 from talaria import registry
 from talaria.dimse.scp import Limits
 from talaria.log import set_up
 from talaria.model.config import Config
-from talaria.model.errors import ConfigError, LedgerAway
+from talaria.model.errors import ConfigError, LedgerAway, TalariaError
 from talaria.model.extensions import Executor
-from talaria.model.rulebook import Shelves
+from talaria.model.rulebook import Rulebook, Shelves, parse
 from talaria.services.bookkeeper import Bookkeeper
 from talaria.services.cleaner import Cleaner
 from talaria.services.dispatcher import Dispatcher
-from talaria.services.loop import Heart, Loop, Server, Worker, guarded, wall_clock
+from talaria.services.loop import Heart, Loop, Server, Worker, guarded, told, wall_clock
 from talaria.services.processor import Processor
 from talaria.services.receiver import Receiver
 from talaria.services.router import Router
@@ -46,7 +43,6 @@ from talaria.store.results import Results
 from talaria.store.revisions import Revisions, Rulebooks
 from talaria.store.spool import Spool
 from talaria.store.workers import Process, Workers
-from talaria.web.site import create_site
 
 log = structlog.get_logger()
 
@@ -67,7 +63,18 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 class Home:
     """Everything of one home, opened when it is first asked for."""
 
+    TOKEN = CredentialKind.TOKEN
+
     config: Config
+
+    def parse(self, text: str) -> Rulebook:
+        """
+        A rulebook as written, checked against the plugs that there are.
+
+        Raises:
+            ConfigError: Names everything that is wrong with it.
+        """
+        return parse(text, shelves=self.shelves)
 
     @cached_property
     def shelves(self) -> Shelves:
@@ -265,7 +272,21 @@ def _bookkeeper(running: _Running) -> None:
 
 
 def _web(running: _Running) -> None:
-    running.servers.append(WebServer(running.home))
+    # The other services and most commands need none of what this brings along, which takes 0.5 s to import.
+    from talaria.web.server import WebServer
+    from talaria.web.site import create_site
+
+    home, config = running.home, running.home.config
+    site = create_site(
+        ledger=home.ledger, listing=home.listing, access=home.access, spools=[home.spool],
+        rulebooks=home.rulebooks, clock=wall_clock, secure_cookies=config.web_tls_certificate is not None,
+    )  # fmt: skip
+    running.servers.append(
+        WebServer(
+            site, host=config.web_host, port=config.web_port, certificate=config.web_tls_certificate,
+            key=config.web_tls_key,
+        )
+    )  # fmt: skip
 
 
 _BUILDERS: Mapping[str, Callable[[_Running], None]] = {
@@ -279,43 +300,13 @@ _BUILDERS: Mapping[str, Callable[[_Running], None]] = {
 }
 
 
-class WebServer:
-    """The pages and the API, on one port."""
-
-    def __init__(self, home: Home) -> None:
-        config = home.config
-        site = create_site(
-            ledger=home.ledger, listing=home.listing, access=home.access, spools=[home.spool],
-            rulebooks=home.rulebooks, clock=wall_clock, secure_cookies=config.web_tls_certificate is not None,
-        )  # fmt: skip
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                site, host=config.web_host, port=config.web_port, log_config=None, access_log=False,
-                server_header=False, timeout_graceful_shutdown=5, proxy_headers=False,
-                ssl_certfile=config.web_tls_certificate, ssl_keyfile=config.web_tls_key,
-            )
-        )  # fmt: skip
-        self._server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]  # older uvicorn has it
-        self._thread = threading.Thread(target=self._server.run, name="web")
-
-    def start(self) -> None:
-        """Begin; returns at once."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End; returns when the last answer was sent."""
-        self._server.should_exit = True
-        self._thread.join()
-
-
 def run_service(config: Config, service: str) -> None:
     """
-    Run one service in this process until SIGTERM or SIGINT; dies with its parent.
+    Run one service in this process, a child of the supervisor, until SIGTERM or SIGINT; dies with its parent.
 
     Raises:
         ConfigError: The home is not set up, or a port is taken.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     set_up(level=config.log_level, form=config.log_format, service=service)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -347,7 +338,7 @@ class _Child:
     """A service's process."""
 
     service: str
-    process: subprocess.Popen[bytes] | None = None
+    pid: int = 0  #: 0: not running
     began: float = 0.0
     pause: float = 0.0  #: before it is started again; grows while it dies young
     due: float = 0.0
@@ -357,58 +348,91 @@ class _Child:
 _GROWN_UP_SECONDS = 30.0
 _LONGEST_PAUSE_SECONDS = 30.0
 _GRACE_SECONDS = 25.0
+_TICK_SECONDS = 0.1
 
 
 class Supervisor:
-    """Keeps a process for each service alive, the receiver in as many as asked for; its children die with it."""
+    """
+    Keeps a process for each service alive, the receiver in as many as asked for; its children die with it.
 
-    def __init__(self, config: Config, services: Sequence[str], *, arguments: Sequence[str]) -> None:
-        self._arguments = arguments
+    They are forked, not started anew: what is imported once is there in all of them. It has no threads itself.
+    """
+
+    def __init__(self, config: Config, services: Sequence[str]) -> None:
+        self._config = config
         counts = {service: config.receiver_processes if service == "receiver" else 1 for service in services}
         self._children = [_Child(service) for service, count in counts.items() for _ in range(count)]
-        self._stopping = threading.Event()
+        self._is_stopping = False
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT, then end every child in good order."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._stopping.set())
-        while not self._stopping.is_set():
+            signal.signal(number, self._stop)
+        while not self._is_stopping:
             for child in self._children:
                 self._tend(child, time.monotonic())
-            self._stopping.wait(0.2)
+            time.sleep(_TICK_SECONDS)
         self._end()
 
+    def _stop(self, *_: object) -> None:
+        self._is_stopping = True
+
     def _tend(self, child: _Child, now: float) -> None:
-        if child.process is None:
+        if not child.pid:
             if now >= child.due:
-                child.began = now
-                child.process = subprocess.Popen(
-                    [sys.executable, "-m", "talaria", *self._arguments, "run-service", child.service],
-                    stdin=subprocess.DEVNULL,
-                )
+                child.began, child.pid = now, self._fork(child.service)
             return
-        code = child.process.poll()
+        code = _ended(child.pid)
         if code is None:
             return
-        child.process = None
-        child.pause = (
-            0.2 if now - child.began > _GROWN_UP_SECONDS else min(child.pause * 2 + 0.2, _LONGEST_PAUSE_SECONDS)
-        )
+        child.pid = 0
+        grown = now - child.began > _GROWN_UP_SECONDS
+        child.pause = 0.2 if grown else min(child.pause * 2 + 0.2, _LONGEST_PAUSE_SECONDS)
         child.due = now + child.pause
         log.error("service died; started again", died=child.service, code=code, after_seconds=round(child.pause, 1))
 
+    def _fork(self, service: str) -> int:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid:
+            return pid
+        code = 1
+        try:
+            _die_with(parent)
+            bug = guarded(lambda: run_service(self._config, service))
+            code = 0 if bug is None else 1
+            if isinstance(bug, TalariaError | OSError):
+                log.error("cannot run", service=service, reason=str(bug))
+            elif bug is not None:
+                log.error("cannot run", service=service, bug=told(bug), exc_info=bug)
+        finally:
+            os._exit(code)
+
     def _end(self) -> None:
         """SIGTERM, then patience, then SIGKILL."""
-        alive = [child.process for child in self._children if child.process is not None]
-        for process in alive:
-            process.terminate()
+        alive = [child.pid for child in self._children if child.pid]
+        for pid in alive:
+            os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + _GRACE_SECONDS
-        for process in alive:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        while alive and time.monotonic() < deadline:
+            alive = [pid for pid in alive if _ended(pid) is None]
+            time.sleep(_TICK_SECONDS / 2)
+        for pid in alive:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _ended(pid: int) -> int | None:
+    """The exit code of a child that has ended, negative for a signal; None while it runs."""
+    found, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if found else None
+
+
+def _die_with(parent: int) -> None:
+    """Be killed when *parent* ends, however it ends; at once where it is gone already (prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 @contextlib.contextmanager
@@ -435,14 +459,13 @@ def full_serve_lock(home: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def serve(config: Config, services: Sequence[str], *, arguments: Sequence[str]) -> None:
+def serve(config: Config, services: Sequence[str]) -> None:
     """
     Run services until told to stop.
 
     Args:
         config: Of this machine.
         services: Names; none means all, and then no other full `serve` may run on this home.
-        arguments: Of our own command line, before the command: children are started with the same.
 
     Raises:
         ConfigError: The home is not set up, is another ledger's, or is served already.
@@ -460,4 +483,4 @@ def serve(config: Config, services: Sequence[str], *, arguments: Sequence[str]) 
     home.ledger.close()
     lock = contextlib.nullcontext() if services else full_serve_lock(config.home)
     with lock:
-        Supervisor(config, services or SERVICES, arguments=arguments).run()
+        Supervisor(config, services or SERVICES).run()

@@ -8,12 +8,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 import talaria
-from talaria import app
 from talaria.dimse.command import Meaning
 from talaria.dimse.files import Found, find_instances
 from talaria.dimse.negotiation import by_association
@@ -22,11 +21,22 @@ from talaria.model.config import Config
 from talaria.model.dicom import AETitle
 from talaria.model.errors import ConfigError, TalariaError
 from talaria.model.job import Event, Job
-from talaria.model.rulebook import Rulebook, parse
-from talaria.services.loop import wall_clock
-from talaria.store.access import CredentialKind
+
+if TYPE_CHECKING:
+    from talaria import app
+    from talaria.model.rulebook import Rulebook
 
 F = TypeVar("F", bound=Callable[..., None])
+
+#: As `app.SERVICES`; `serve` says so where they part.
+_SERVICES = ("receiver", "router", "processor", "dispatcher", "cleaner", "bookkeeper", "web")
+
+
+def _open(config: Config) -> "app.Home":
+    """The home, whatever its state."""
+    from talaria import app  # all rooms behind it take a second to import; `send`, `echo` and --help need none
+
+    return app.Home(config)
 
 
 class _Told(click.ClickException):
@@ -64,9 +74,9 @@ def _config(context: click.Context) -> Config:
     return Config.load(context.obj, os.environ)
 
 
-def _home(context: click.Context) -> app.Home:
+def _home(context: click.Context) -> "app.Home":
     """The home, checked: set up, and of this schema."""
-    home = app.Home(_config(context))
+    home = _open(_config(context))
     home.verify()
     return home
 
@@ -83,7 +93,7 @@ def _as_json(function: F) -> F:
 
 
 @main.command()
-@click.argument("services", nargs=-1, type=click.Choice(app.SERVICES), metavar="[SERVICE]...")
+@click.argument("services", nargs=-1, type=click.Choice(_SERVICES), metavar="[SERVICE]...")
 @click.pass_context
 def serve(context: click.Context, services: tuple[str, ...]) -> None:
     """
@@ -92,16 +102,9 @@ def serve(context: click.Context, services: tuple[str, ...]) -> None:
     SERVICE is one of: receiver router processor dispatcher cleaner bookkeeper web. Each runs in a process of its
     own, and is started again when it dies.
     """
-    arguments = ("--config", str(context.obj)) if context.obj else ()
-    app.serve(_config(context), tuple(dict.fromkeys(services)), arguments=arguments)
+    from talaria import app  # as in _open
 
-
-@main.command("run-service", hidden=True)
-@click.argument("service", type=click.Choice(app.SERVICES))
-@click.pass_context
-def run_service(context: click.Context, service: str) -> None:
-    """Run one service in this process; what `serve` starts."""
-    app.run_service(_config(context), service)
+    app.serve(_config(context), tuple(dict.fromkeys(services)))
 
 
 @main.command()
@@ -109,11 +112,11 @@ def run_service(context: click.Context, service: str) -> None:
 def init(context: click.Context) -> None:
     """Make the home, the keys and the schema; print a one-time link for the first administrator."""
     config = _config(context)
-    code = app.Home(config).set_up(actor=_actor())
+    code = _open(config).set_up(actor=_actor())
     scheme = "https" if config.web_tls_certificate else "http"
     click.echo(f"home    {config.home}")
     click.echo(f"spool   {config.spool}")
-    click.echo(f"ledger  {app.Home(config).ledger.name}")
+    click.echo(f"ledger  {_open(config).ledger.name}")
     click.echo("")
     click.echo("Sign in once, within a day, while `talaria serve` runs:")
     click.echo(f"  {scheme}://{config.web_host}:{config.web_port}/login?link={code}")
@@ -129,12 +132,12 @@ def check(context: click.Context, file: Path | None) -> None:
     """Validate the configuration, or a rulebook FILE: what is wrong, where, and what to do."""
     if file is None:
         config = _config(context)
-        home = app.Home(config)
+        home = _open(config)
         home.verify()
         book = home.rulebooks.of(home.revisions.latest())
         click.echo(f"configuration: good; home {config.home}; rulebook revision {book.number}: {_counted(book)}")
         return
-    book = _parse(app.Home(_config(context)), _text(file))
+    book = _open(_config(context)).parse(_text(file))
     _warn(book)
     click.echo(f"{file}: good: {_counted(book)}")
 
@@ -148,10 +151,15 @@ def apply(context: click.Context, file: Path, note: str, expect: int | None) -> 
     """Make the rulebook in FILE run, as a new revision; services take it up within a second or two."""
     home = _home(context)
     text = _text(file)
-    book = _parse(home, text)
+    book = home.parse(text)
     _warn(book)
     number = home.revisions.save(
-        text, author=_actor(), now=wall_clock(), note=note, warnings=[str(w) for w in book.warnings], expected=expect
+        text,
+        author=_actor(),
+        now=datetime.now(UTC),
+        note=note,
+        warnings=[str(w) for w in book.warnings],
+        expected=expect,
     )
     click.echo(f"revision {number} runs: {_counted(book)}")
 
@@ -175,16 +183,12 @@ def _text(file: Path) -> str:
         raise ConfigError(f"{file}: is not UTF-8 (byte {error.start}); save it as UTF-8") from error
 
 
-def _parse(home: app.Home, text: str) -> Rulebook:
-    return parse(text, shelves=home.shelves)
-
-
-def _warn(book: Rulebook) -> None:
+def _warn(book: "Rulebook") -> None:
     for warning in book.warnings:
         click.echo(f"warning: {warning}", err=True)
 
 
-def _counted(book: Rulebook) -> str:
+def _counted(book: "Rulebook") -> str:
     parts = (("rule", book.rules), ("target", book.targets), ("module", book.modules))
     return ", ".join(f"{len(items)} {name}{'' if len(items) == 1 else 's'}" for name, items in parts)
 
@@ -411,7 +415,7 @@ def _act(event: Event) -> Callable[..., None]:
         failed = False
         for job_id in job_ids:
             try:
-                job = home.jobs.act(job_id, event, actor=_actor(), now=wall_clock())
+                job = home.jobs.act(job_id, event, actor=_actor(), now=datetime.now(UTC))
             except TalariaError as error:
                 click.echo(f"talaria: {error}", err=True)
                 failed = True
@@ -476,7 +480,7 @@ def token_create(context: click.Context, name: str, days: int) -> None:
     """Make a token and print it, once."""
     home = _home(context)
     secret = home.access.issue(
-        CredentialKind.TOKEN, name=name, actor=_actor(), now=wall_clock(), lifetime=timedelta(days=days)
+        home.TOKEN, name=name, actor=_actor(), now=datetime.now(UTC), lifetime=timedelta(days=days)
     )
     click.echo(secret)
 
@@ -486,7 +490,8 @@ def token_create(context: click.Context, name: str, days: int) -> None:
 @click.pass_context
 def token_list(context: click.Context, as_json: bool) -> None:
     """Tokens by name; never the tokens themselves."""
-    found = _home(context).access.list(CredentialKind.TOKEN)
+    home = _home(context)
+    found = home.access.list(home.TOKEN)
     if as_json:
         _print_json(found)
         return
@@ -499,7 +504,8 @@ def token_list(context: click.Context, as_json: bool) -> None:
 @click.pass_context
 def token_revoke(context: click.Context, name: str) -> None:
     """Make all tokens of a name worthless."""
-    count = _home(context).access.revoke(kind=CredentialKind.TOKEN, name=name, actor=_actor(), now=wall_clock())
+    home = _home(context)
+    count = home.access.revoke(kind=home.TOKEN, name=name, actor=_actor(), now=datetime.now(UTC))
     if not count:
         raise ConfigError(f"no token is called '{name}'; `talaria token list` shows what there is")
     click.echo(f"revoked {count}")

@@ -91,7 +91,7 @@ def _no_bugs() -> Iterator[None]:
     """No test leaves a bug behind that it did not ask for."""
     BUGS.clear()
     yield
-    assert [bug for bug in BUGS if str(bug) != "asked for"] == []
+    assert [] == [bug for bug in BUGS if str(bug) != "asked for"]
 
 
 @pytest.fixture(autouse=True)
@@ -183,7 +183,7 @@ class Wire:
 
     def response(self) -> command.Command:
         answer = self.hear()
-        assert answer[0] == 4, answer
+        assert 4 == answer[0], answer
         return command.parse(answer[12:])
 
 

@@ -24,7 +24,7 @@ def test_folder_is_searched_and_what_is_no_instance_is_skipped(tmp_path: Path) -
     found = list(find_instances([tmp_path]))
 
     assert sorted(good) == sorted(item.path for item in found if isinstance(item, Found))
-    assert sum(isinstance(item, Skipped) for item in found) == 6
+    assert 6 == sum(isinstance(item, Skipped) for item in found)
 
 
 def test_path_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_request_is_read_in_full() -> None:
         found.implementation_class_uid,
         found.implementation_version,
     ) == ("TALARIA", "CT1", 16384, "1.2.3", "PEER_1")
-    assert found.proposals[0].transfer_syntaxes == (JPEG, EXPLICIT)
+    assert (JPEG, EXPLICIT) == found.proposals[0].transfer_syntaxes
     assert negotiation.objection(found) is None
 
 
@@ -68,7 +68,7 @@ def test_first_transfer_syntax_is_accepted_and_the_rest_is_not_storage() -> None
     agreement, answer = negotiation.accept(request, max_length=65536)
 
     assert {1: Context(CT, JPEG), 7: Context(VERIFICATION, EXPLICIT)} == dict(agreement.contexts)
-    assert [value[2] for kind, value in negotiation._items(answer[74:]) if kind == 0x21] == [0, 3, 3, 0, 4]
+    assert [0, 3, 3, 0, 4] == [value[2] for kind, value in negotiation._items(answer[74:]) if kind == 0x21]
 
 
 def test_answer_reads_back_at_the_requestor() -> None:
@@ -84,8 +84,8 @@ def test_answer_reads_back_at_the_requestor() -> None:
     found = read_accept(answer[6:], contexts)
 
     assert {1: contexts[0], 5: contexts[2]} == dict(found.contexts)
-    assert found.max_length == 65536
-    assert found.implementation_version == "TALARIA_0_1"
+    assert 65536 == found.max_length
+    assert "TALARIA_0_1" == found.implementation_version
 
 
 def test_only_storage_is_taken_as_storage() -> None:
@@ -96,8 +96,8 @@ def test_only_storage_is_taken_as_storage() -> None:
     others |= set(sop_class._STORAGE_COMMITMENT_CLASSES.values()) | set(sop_class._MEDIA_STORAGE_CLASSES.values())
     others |= set(sop_class._UNIFIED_PROCEDURE_STEP_CLASSES.values())
 
-    assert [uid for uid in storage if not negotiation.is_stored(uid)] == []
-    assert [uid for uid in others if negotiation.is_stored(uid)] == []
+    assert [] == [uid for uid in storage if not negotiation.is_stored(uid)]
+    assert [] == [uid for uid in others if negotiation.is_stored(uid)]
     assert negotiation.is_stored("1.2.840.10008.5.1.4.1.1.9999")  # of a standard to come
     assert negotiation.is_stored("1.2.840.113619.4.30")
     assert not negotiation.is_stored("1.2.840.10008.1.2.1")
@@ -125,7 +125,7 @@ def test_role_selection_gets_the_role_of_a_sender_only() -> None:
     items = [value for kind, value in negotiation._items(answer[74:]) if kind == 0x50]
     roles = [value[-2:] for kind, value in negotiation._items(items[0]) if kind == 0x54]
 
-    assert roles == [b"\1\0", b"\0\0"]
+    assert [b"\1\0", b"\0\0"] == roles
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_empty_last_fragment_ends_the_data_set() -> None:
     unfinished = b"\4\0\0\0\0\x08\0\0\0\4\1\0ab"
     data = store_rq() + unfinished + b"\4\0\0\0\0\6\0\0\0\2\1\2"
 
-    assert events([data])[1] == [1, b"ab", True]
+    assert [1, b"ab", True] == events([data])[1]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_endless_command_is_refused() -> None:
     """A command set that never ends is given up after 64 KB."""
     fragment = b"\4\0\0\0\4\6\0\0\4\2\1\1" + bytes(1024)
 
-    assert events([fragment] * 65)[-1] == ("command set of more than 65536 bytes", Reason.INVALID_PARAMETER)
+    assert ("command set of more than 65536 bytes", Reason.INVALID_PARAMETER) == events([fragment] * 65)[-1]
 
 
 def test_data_after_release_is_refused() -> None:

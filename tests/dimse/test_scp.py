@@ -39,7 +39,7 @@ def test_instance_is_stored_byte_for_byte(sink: MemorySink, listen: Listen) -> N
     """The sink gets the bytes, who sent them to whom, and what they are."""
     data = os.urandom(1_000_000)
     with Wire(listen().port) as wire:
-        assert wire.associate(calling="CT 1")[0] == 2
+        assert 2 == wire.associate(calling="CT 1")[0]
         answer = store(wire, data, uid="1.2.3.4", message_id=9)
         wire.say(pdu.RELEASE_RQ)
         assert pdu.RELEASE_RP == wire.hear()
@@ -133,7 +133,7 @@ def test_command_that_does_not_fit_is_refused(sink: MemorySink, listen: Listen) 
             request = request.replace(b"\0\0\0\1\2\0\0\0\1\0", b"\0\0\0\1\2\0\0\0" + operation.to_bytes(2, "little"))
             wire.say(pdu.command_pdus(1, request, max_length=0) + data_pdus(b"query"))
             answer = wire.response()
-            assert (0x0211, operation | 0x8000) == (answer.status, answer.field)
+            assert (answer.status, answer.field) == (0x0211, operation | 0x8000)
         assert 0 == store(wire).status
 
     assert 1 == len(sink.stored)

@@ -1,16 +1,22 @@
 """The sender against our own listener and against peers that misbehave."""
 
+import ipaddress
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from conftest import CT, EXPLICIT, MemorySink, data_set_of, digest, real_instances, wait_until, write_instance
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from talaria.dimse import negotiation, pdu
 from talaria.dimse.command import Meaning
@@ -307,3 +313,43 @@ def test_more_contexts_than_fit_are_split() -> None:
 
     assert [256, 256, 88] == [len(part) for part in parts]
     assert [128, 128, 44] == [len(set(part)) for part in parts]
+
+
+def test_tls_both_ways(sink: MemorySink, listen: Listen, tmp_path: Path) -> None:
+    """Over TLS the bytes are the same; a certificate that is not trusted is permanent, plain bytes are closed."""
+    certificate = _certificate(tmp_path)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate)
+    client = ssl.create_default_context(cafile=str(certificate))
+    listener = listen(tls=server)
+    path = write_instance(tmp_path, 1, size=3_000_001)
+    with Sender(peer(listener.port), [HERE], tls=client) as sender:
+        assert 0 == sender.store(path, context=HERE, sop_instance_uid="1.2.3.1").status
+    with pytest.raises(Permanent, match="certificate that is not trusted"):
+        Sender(peer(listener.port), [HERE], tls=ssl.create_default_context()).__enter__()
+    with pytest.raises(Transient):
+        Sender(peer(listener.port), [HERE], timeouts=QUICK).__enter__()
+
+    assert [data_set_of(path)] == [item.data for item in sink.stored]
+
+
+def _certificate(folder: Path) -> Path:
+    """A key and a self-signed certificate for 127.0.0.1."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path = folder / "both.pem"
+    path.write_bytes(key.private_bytes(*form) + made.public_bytes(serialization.Encoding.PEM))
+    return path

@@ -56,10 +56,10 @@ def never() -> bool:
     return False
 
 
-def ended(run: Run, script: str, *, grace: float = 0.3, stop: Callable[[], bool] = never, **limits: object) -> Exit:
+def ended(run: Run, script: str, *, stop: Callable[[], bool] = never, **limits: object) -> Exit:
     """How a script ends as a run."""
     run = replace(run, limits=replace(LIMITS, **limits))  # type: ignore[arg-type] # names are checked by replace
-    executor = Scripted(script=script, grace=timedelta(seconds=grace))
+    executor = Scripted(script=script, grace="1s")
     result = executor.follow(executor.submit(run), run, stop=stop)
     assert result is not None
     return result

@@ -26,6 +26,7 @@ from talaria.model.errors import NotAnInstance
 from talaria.model.header import FLAGS, Header, TagList, scan
 from talaria.model.part10 import parse_meta
 from talaria.model.recorded import RECORDED
+from talaria.model.taglist import DEPTH_LIMIT
 
 IMPLICIT = "1.2.840.10008.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -373,6 +374,16 @@ def test_a_sequence_itself_reads_empty_but_present() -> None:
 
     assert {names[0]: "", names[1]: "S1"} == tags_of(SOP + STUDY + sequence, *names)
     assert {names[0]: None, names[1]: None} == tags_of(SOP + STUDY, *names)
+
+
+def test_the_longest_path_is_followed() -> None:
+    """A path may go through 31 sequences."""
+    name = "ReferencedImageSequence[0]." * (DEPTH_LIMIT - 1) + "Modality"
+    inside = element(0x00080060, "CS", b"CT")
+    for _ in range(DEPTH_LIMIT - 1):
+        inside = element(0x00081140, "SQ", item(inside))
+
+    assert {name: "CT"} == tags_of(SOP + inside + STUDY, name)
 
 
 def test_an_item_may_have_a_character_set_of_its_own() -> None:

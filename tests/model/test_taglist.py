@@ -6,9 +6,8 @@ from hypothesis import strategies as st
 from pydicom.datadict import keyword_dict
 
 from talaria.model.errors import ConfigError
-from talaria.model.header import scan
 from talaria.model.recorded import ASSOCIATION_NAMES, MERCURE_NAMES, RECORDED
-from talaria.model.taglist import DEPTH_LIMIT, TagList, resolve
+from talaria.model.taglist import TagList, resolve
 
 
 @pytest.mark.parametrize(
@@ -63,7 +62,7 @@ def test_names_are_spelt_in_one_way(written: str, spelt: str) -> None:
         ),
         (
             "ReferencedImageSequence[0]." * 32 + "Modality",
-            "tag name 'ReferencedImageSequence[0].ReferencedImageSequence[0].ReferencedImageSequence[0]....' goes "
+            "tag name 'ReferencedImageSequence[0].ReferencedImageSequence[0].ReferencedImageSequence[0]...' goes "
             "through more than 31 sequences; shorten it",
         ),
     ],
@@ -113,15 +112,3 @@ def test_recorded_names_are_understood_and_stand_once() -> None:
     assert set(MERCURE_NAMES) <= set(RECORDED)
     assert not set(ASSOCIATION_NAMES) & set(RECORDED)
     assert len(RECORDED) > 145
-
-
-def test_paths_end_before_the_depth_limit() -> None:
-    """The longest path that is taken can be followed."""
-    name = "ReferencedImageSequence[0]." * (DEPTH_LIMIT - 1) + "Modality"
-    data = bytes.fromhex("08001800554904003 12e3200".replace(" ", ""))
-    data += bytes.fromhex("20000d00554904003 12e3300".replace(" ", "")) + bytes.fromhex(
-        "20000e00554904003 12e3400".replace(" ", "")
-    )
-    header = scan(data, transfer_syntax_uid="1.2.840.10008.1.2.1", wanted=TagList.of([name]), sop_class_uid="1.2")
-
-    assert {name: None} == header.tags.as_document()

@@ -37,10 +37,10 @@ def test_only_defined_character_sets_are_used(term: str, codecs: tuple[str, ...]
         ("ISO_IR 144", "Люкceмбypг"),
         ("ISO_IR 192", "Wang^XiaoDong=王^小東"),
         ("GB18030", "Wang^XiaoDong=王^小东"),
-        ("ISO_IR 13", "ﾔﾏﾀﾞ^ﾀﾛｳ"),
+        ("ISO_IR 13", "ﾔﾏﾀﾞﾀﾛｳ"),
         ("\\ISO 2022 IR 87", "Yamada^Tarou=山田^太郎"),
         ("\\ISO 2022 IR 149", "Hong^Gildong=洪^吉洞"),
-        ("ISO 2022 IR 13\\ISO 2022 IR 87", "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎"),
+        ("ISO 2022 IR 13\\ISO 2022 IR 87", "ﾔﾏﾀﾞﾀﾛｳ山田^太郎"),
         ("ISO 2022 IR 100\\ISO 2022 IR 144", "Dionysios\\Люкceмбypг"),
     ],
 )

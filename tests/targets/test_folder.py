@@ -136,19 +136,36 @@ def test_second_delivery_writes_nothing(out: Path, delivery: Delivery) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
 
 
-def test_complete_stands_only_when_all_are_there(out: Path, delivery: Delivery) -> None:
+def test_stopped_delivery_is_not_complete(out: Path, tmp_path: Path) -> None:
     """
-    A delivery stopped in the middle has no `.complete`; what was told as sent is there.
+    A delivery stopped in the middle has no `.complete`; what was told as sent is there; the next attempt ends it.
     """
-    with closing(Folder(path=out).deliver(replace(delivery, parcels=delivery.parcels[:2], total=5))) as outcomes:
-        next(outcomes)
+    delivery = delivery_of(synthetic_ct(tmp_path / "many", slices=100, side=16).paths)
+    told = set()
+    with closing(Folder(path=out).deliver(delivery)) as outcomes:
+        told = {next(outcomes).instance_id for _ in range(40)}
 
+    there = {path.name.partition("#")[2] for path in out.rglob("*.dcm")}
+    assert {f"{p.sop_instance_uid}.dcm" for p in delivery.parcels if p.instance_id in told} <= there
+    assert len(there) < 100
     assert not (out / delivery.id / ".complete").exists()
-    assert 2 == len(list(out.rglob("*.dcm")))
 
-    list(Folder(path=out).deliver(replace(delivery, parcels=delivery.parcels[2:], total=5)))
+    rest = tuple(parcel for parcel in delivery.parcels if parcel.instance_id not in told)
+    list(Folder(path=out).deliver(replace(delivery, parcels=rest)))
 
     assert expected(delivery) == names(out)
+
+
+def test_last_instance_is_told_once_complete(out: Path, delivery: Delivery) -> None:
+    """
+    A dispatcher killed after the last outcome was written down leaves nothing undone.
+    """
+    outcomes = Folder(path=out).deliver(delivery)
+
+    for _ in delivery.parcels:
+        next(outcomes)
+
+    assert (out / delivery.id / ".complete").exists()
 
 
 def test_instances_taken_away_are_told(out: Path, delivery: Delivery) -> None:

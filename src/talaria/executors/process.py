@@ -22,6 +22,7 @@ from pydantic import Field, PrivateAttr
 
 from talaria.model.errors import NoRoom, Permanent, Transient
 from talaria.model.extensions import Executor, Exit, Limits, Run, Stop, Stopped
+from talaria.model.quantity import Span
 
 _TICK_SECONDS = 0.25  # how often time, stop and output are looked at
 _KILL_SECONDS = 10.0  # how long a killed process may take to vanish
@@ -46,7 +47,7 @@ class Process(Executor):
 
     nice: Annotated[int, Field(ge=0, le=19)] = 10
     """How far a module stands back behind the services: 0 not at all, 19 most."""
-    grace: timedelta = timedelta(seconds=10)
+    grace: Span = timedelta(seconds=10)
     """Between asking a run to end (SIGTERM) and killing it."""
 
     _children: dict[str, "_Child"] = PrivateAttr(default_factory=dict)

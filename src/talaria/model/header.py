@@ -4,6 +4,7 @@ The bounded header scanner: the first bytes of a data set in, its identity and i
 pydicom is its oracle in the tests, and takes no part at run time but for its dictionaries.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -133,15 +134,17 @@ class _Reading:
         top = self._top()
         charset, texts = self._texts(top, _DEFAULT)
         identity = self._identity(texts)
-        tags = _named(top, texts)
-        if self._wanted.nested or self._wanted.elsewhere:
-            tags.update(self._nested(top, charset))
+        found = _named(top, texts)
+        if top.sequences:
+            self._add_nested(found, top, charset)
+        if TRANSFER_SYNTAX_NAME in self._wanted.known:
+            found[TRANSFER_SYNTAX_NAME] = clean(self._syntax)
         return Header(
             sop_instance_uid=identity["SOPInstanceUID"],
             study_instance_uid=identity["StudyInstanceUID"],
             series_instance_uid=identity["SeriesInstanceUID"],
             sop_class_uid=self._sop_class(texts, sop_class_uid),
-            tags=Tags(tags),
+            tags=Tags.of({**self._wanted.blank, **found}, self._wanted.known.difference(found)),
             flags=tuple(sorted(self._pass.flags)),
         )
 
@@ -164,8 +167,8 @@ class _Reading:
         return {name: self._uid(name, text) for name, text in found.items()}
 
     def _uid(self, name: str, text: str) -> UID:
-        uid = data_set_uid(text, name=name)
-        if not uid.conformant:
+        uid, is_conformant = _checked(text, name)
+        if not is_conformant:
             self._pass.flags.add("nonconformant-uid")
         return uid
 
@@ -177,11 +180,8 @@ class _Reading:
             raise NotAnInstance(f"data set has no SOPClassUID{self._halted}, nor did its sender name one")
         return self._uid("SOPClassUID", found or stated)
 
-    def _nested(self, top: Found, charset: _Charset) -> dict[str, str | None]:
-        """What stands below the top level, and what stands in no data set."""
-        tags: dict[str, str | None] = dict.fromkeys((*self._wanted.nested, *self._wanted.elsewhere))
-        if TRANSFER_SYNTAX_NAME in tags:
-            tags[TRANSFER_SYNTAX_NAME] = clean(self._syntax)
+    def _add_nested(self, tags: dict[str, str], top: Found, charset: _Charset) -> None:
+        """Add to *tags* what stands below the top level."""
         pending = [(top, charset)]
         while pending:
             found, outer = pending.pop()
@@ -189,7 +189,6 @@ class _Reading:
                 inner, texts = self._texts(below, outer)
                 tags.update(_named(below, texts))
                 pending.append((below, inner))
-        return tags
 
     def _below(self, found: Found) -> list[Found]:
         """What the wanted items of the sequences of one level hold."""
@@ -256,14 +255,22 @@ class _Reading:
         return clean(text)
 
 
-def _named(found: Found, texts: Mapping[int, str]) -> dict[str, str | None]:
-    """The texts of one level under the names they were asked for by; None under the others."""
-    names, tags = found.level.names, found.level.blank.copy()
-    tags.update(zip([names[slot] for slot in texts], texts.values(), strict=True))
+def _named(found: Found, texts: Mapping[int, str]) -> dict[str, str]:
+    """The texts of one level under the names they were asked for by."""
+    names = found.level.names
+    tags = dict(zip([names[slot] for slot in texts], texts.values(), strict=True))
     tags.pop("", None)
     for name, slot in found.level.aliases:
-        tags[name] = texts.get(slot)
+        if slot in texts:
+            tags[name] = texts[slot]
     return tags
+
+
+@functools.lru_cache(maxsize=1024)
+def _checked(text: str, name: str) -> tuple[UID, bool]:
+    """A UID and whether it keeps to PS3.5 9.1; those of a study come again with each of its images."""
+    uid = data_set_uid(text, name=name)
+    return uid, uid.conformant
 
 
 #: Between values when all of a level are turned into text at once.

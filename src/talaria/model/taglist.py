@@ -144,7 +144,7 @@ def _numbered_step(group: int, element: int, item: int | None) -> tuple[str, Ste
 def _keyword_step(text: str, item: int | None) -> tuple[str, Step]:
     keyword = _keyword(text)
     tag = keyword_dict.get(_STANDS_FOR.get(keyword, keyword))
-    if tag is None:
+    if tag is None or not keyword:
         raise ConfigError(_unknown(text))
     if tag < 0x00080000 or tag >= 0xFFFE0000:
         raise ConfigError(f"{keyword} is not an element of an instance's data set")
@@ -213,8 +213,6 @@ class Level:
                 aliases.append((name, slot))
         self.names = tuple(names.get(slot, "") for slot in range(len(elements)))
         """By slot; empty for what is read, and not asked for."""
-        self.blank: dict[str, str | None] = dict.fromkeys(here)
-        """Every name of this level, nothing found yet; to be copied."""
         self.aliases = tuple(aliases)
         """Further names of a slot."""
         self.required = {name: slots[_identity(step)] for name, step in hidden.items()}
@@ -300,10 +298,10 @@ class TagList:
     """Each once, spelt as `resolve` spells it, in the order given."""
     top: Level
     """For the scanner."""
-    elsewhere: tuple[str, ...]
-    """The names that no data set answers."""
-    nested: tuple[str, ...]
-    """The names that go through sequences."""
+    known: frozenset[str]
+    """The same names."""
+    blank: Mapping[str, str]
+    """The same names, nothing found yet."""
 
     @classmethod
     def of(cls, *lists: Iterable[str]) -> Self:
@@ -317,6 +315,6 @@ class TagList:
         return cls(
             names=tuple(paths),
             top=Level({name: steps for name, steps in paths.items() if steps}, required=_REQUIRED),
-            elsewhere=tuple(name for name, steps in paths.items() if not steps),
-            nested=tuple(name for name, steps in paths.items() if len(steps) > 1),
+            known=frozenset(paths),
+            blank=dict.fromkeys(paths, ""),
         )

@@ -16,7 +16,7 @@ class Pass(Module):
 
     kind: ClassVar[str] = "pass"
 
-    def run(self, source: Path, destination: Path, task: Mapping[str, Any]) -> None:  # noqa: ARG002 - needs no task
+    def run(self, source: Path, destination: Path, task: Mapping[str, Any]) -> None:
         """Copy every file of the input, byte for byte, under its own name."""
         count = 0
         for name in files.inputs(source):

@@ -83,7 +83,7 @@ class SetTags(Module):
     keep_uids: bool = False
     """Keep SOP and Series Instance UIDs, so that the results pass for the originals."""
 
-    def run(self, source: Path, destination: Path, task: Mapping[str, Any]) -> None:  # noqa: ARG002 - needs no task
+    def run(self, source: Path, destination: Path, task: Mapping[str, Any]) -> None:
         """
         Write every instance of *source* with its elements set, named `<SeriesInstanceUID>#<SOPInstanceUID>.dcm`.
 

@@ -22,6 +22,9 @@ from sqlalchemy import (
     text,
 )
 
+#: The last of the steps in `migrations/`; each sorts after the one before it.
+REVISION = "0001"
+
 
 class UTCTime(TypeDecorator[datetime]):
     """An aware moment in UTC; `timestamptz` on PostgreSQL, sortable text on SQLite."""

@@ -82,7 +82,8 @@ class Folder(Target):
         """
         Copy what is not there yet; `.complete` appears when every instance of the delivery stands in its folder.
 
-        An outcome is yielded once file and folder are synced. An instance whose stored bytes are not those that
+        An outcome is yielded once file and folder are synced, the last ones once `.complete` stands: an attempt that
+        is killed before has something left to do for the next. An instance whose stored bytes are not those that
         arrived fails alone.
 
         Raises:
@@ -93,16 +94,25 @@ class Folder(Target):
         with self._reported(), self._place(delivery) as place:
             place.sweep()
             names: dict[str, str] = {}
+            held: list[Outcome] = []
             refused = False
             for batch in _batches(delivery.parcels):
-                outcomes = [self._put(place, parcel, names) for parcel in batch]
+                yield from held
+                held = [self._put(place, parcel, names) for parcel in batch]
                 place.sync()
-                refused = refused or not all(outcome.standing.is_there for outcome in outcomes)
-                yield from outcomes
-            if not refused:
-                self._put_extras(place, delivery)
-                self._check_whole(place, delivery)
-                place.seal()
+                refused = refused or not all(outcome.standing.is_there for outcome in held)
+            try:
+                if not refused:
+                    self._finish(place, delivery)
+            except Permanent:
+                yield from held
+                raise
+            yield from held
+
+    def _finish(self, place: "_Place", delivery: Delivery) -> None:
+        self._put_extras(place, delivery)
+        self._check_whole(place, delivery)
+        place.seal()
 
     def check(self) -> Findings:
         """Whether *path* is there, can be written (a probe is made and removed) and has room."""

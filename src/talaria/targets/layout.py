@@ -125,7 +125,7 @@ def _check_folder(folder: str) -> None:
 def _check_name(name: str) -> None:
     if name in _SENDER_NAMES or (name and name in keyword_dict) or _NUMBER.fullmatch(name):
         return
-    close = difflib.get_close_matches(name, [*keyword_dict, *_SENDER_NAMES], n=1)
+    close = difflib.get_close_matches(name, [*filter(None, keyword_dict), *_SENDER_NAMES], n=1)
     raise ValueError(f"layout: {{{name}}} is no tag" + (f"; did you mean {close[0]}?" if close else ""))
 
 
