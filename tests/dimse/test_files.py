@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import write_instance
+from wire import write_instance
 
 from talaria.dimse.files import Found, Skipped, find_instances
 from talaria.model.errors import ConfigError

@@ -3,10 +3,10 @@
 import struct
 
 import pytest
-from conftest import CT, EXPLICIT
 from hypothesis import given
 from hypothesis import strategies as st
 from pynetdicom import sop_class
+from wire import CT, EXPLICIT
 
 from talaria.dimse import negotiation
 from talaria.dimse.negotiation import VERIFICATION, Context, Rejection, read_accept, read_request
@@ -196,7 +196,7 @@ def test_any_changed_byte_is_a_request_or_the_declared_error(at: int, value: int
 )
 def test_impossible_title_or_version_is_rejected(titles: dict[str, object], expected: Rejection) -> None:
     """By the reasons of PS3.8 table 9-21."""
-    assert expected == negotiation.objection(read_request(body(**titles)))  # type: ignore[arg-type]
+    assert expected == negotiation.objection(read_request(body(**titles)))
 
 
 def test_odd_titles_that_are_allowed_are_taken() -> None:

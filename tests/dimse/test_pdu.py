@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 import pytest
-from conftest import data_pdus, store_rq
 from hypothesis import given
 from hypothesis import strategies as st
+from wire import data_pdus, store_rq
 
 from talaria.dimse import pdu
 from talaria.dimse.pdu import Aborted, AssociateReject, CommandSet, DataSet, Machine, Phase, ProtocolError, Reason
@@ -125,7 +125,7 @@ def test_empty_last_fragment_ends_the_data_set() -> None:
 )
 def test_bad_header_is_refused_at_the_header(header: bytes, reason: Reason) -> None:
     """Type and length are refused before a byte of the body is there."""
-    assert reason is events([header])[-1][1]  # type: ignore[index]
+    assert reason is events([header])[-1][1]
 
 
 @pytest.mark.parametrize("length", [0, 1, 67, (1 << 20) + 1, 0xFFFFFFFF])
@@ -133,7 +133,7 @@ def test_request_of_impossible_length_is_refused_at_the_header(length: int) -> N
     """An A-ASSOCIATE-RQ that claims 4 GiB is never read."""
     found = events([b"\1\0" + length.to_bytes(4, "big")], phase=Phase.LISTENING)
 
-    assert Reason.INVALID_PARAMETER is found[-1][1]  # type: ignore[index]
+    assert Reason.INVALID_PARAMETER is found[-1][1]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_bad_fragment_is_refused(body: bytes) -> None:
     """Each is an invalid parameter, wherever it stands."""
     found = events([b"\4\0" + len(body).to_bytes(4, "big") + body])
 
-    assert Reason.INVALID_PARAMETER is found[-1][1]  # type: ignore[index]
+    assert Reason.INVALID_PARAMETER is found[-1][1]
 
 
 def test_endless_command_is_refused() -> None:
@@ -167,7 +167,7 @@ def test_endless_command_is_refused() -> None:
 
 def test_data_after_release_is_refused() -> None:
     """Whoever asks for release has nothing more to say."""
-    assert Reason.UNEXPECTED_PDU is events([pdu.RELEASE_RQ + store_rq()])[-1][1]  # type: ignore[index]
+    assert Reason.UNEXPECTED_PDU is events([pdu.RELEASE_RQ + store_rq()])[-1][1]
 
 
 def test_abort_and_reject_are_read() -> None:

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import MemorySink, data_set_of, digest, real_instances, wait_until
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from wire import MemorySink, data_set_of, digest, real_instances, wait_until
 
 from talaria.dimse.command import Meaning
 from talaria.dimse.files import Found, find_instances

@@ -8,9 +8,9 @@ from collections.abc import Callable, MutableMapping
 from datetime import timedelta
 
 import pytest
-from conftest import BUGS, CT, EXPLICIT, MemorySink, Wire, data_pdus, echo_rq, store_rq, wait_until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from wire import BUGS, CT, EXPLICIT, MemorySink, Wire, data_pdus, echo_rq, store_rq, wait_until
 
 from talaria.dimse import command, negotiation, pdu
 from talaria.dimse.acceptor import shown
@@ -31,7 +31,7 @@ BOTH = (Context(CT, EXPLICIT), Context(VERIFICATION, "1.2.840.10008.1.2"))
 
 
 def store(wire: Wire, data: bytes = b"d" * 5000, **command_keys: object) -> command.Command:
-    wire.say(store_rq(**command_keys) + data_pdus(data))  # type: ignore[arg-type]
+    wire.say(store_rq(**command_keys) + data_pdus(data))
     return wire.response()
 
 

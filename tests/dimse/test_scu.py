@@ -12,11 +12,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from conftest import CT, EXPLICIT, MemorySink, data_set_of, digest, real_instances, wait_until, write_instance
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from wire import CT, EXPLICIT, MemorySink, data_set_of, digest, real_instances, wait_until, write_instance
 
 from talaria.dimse import negotiation, pdu
 from talaria.dimse.command import Meaning

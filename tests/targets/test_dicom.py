@@ -79,7 +79,7 @@ def listen(node: Node) -> Iterator[Callable[..., Dicom]]:
     made: list[Listener] = []
 
     def listen(limits: Limits | None = None, gate: object = lambda origin: None, **settings: object) -> Dicom:
-        listener = Listener(host="127.0.0.1", port=0, sink=node, guard=guard, gate=gate, limits=limits)  # type: ignore[arg-type]
+        listener = Listener(host="127.0.0.1", port=0, sink=node, guard=guard, gate=gate, limits=limits)
         listener.start()
         made.append(listener)
         return Dicom.model_validate({"host": "127.0.0.1", "port": listener.port, "called_ae": "NODE", **settings})
@@ -277,7 +277,7 @@ def test_closed_delivery_is_broken_off(
     """Quickly, and nothing goes on behind."""
     target = listen(associations=associations)
     outcomes = target.deliver(delivery(tmp_path, slices=20))
-    with closing(outcomes):  # type: ignore[type-var]
+    with closing(outcomes):
         next(outcomes)
         began = time.monotonic()
 

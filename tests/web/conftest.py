@@ -29,7 +29,7 @@ from talaria.store.revisions import Revisions, Rulebooks
 from talaria.store.spool import Spool, new_ulid
 from talaria.store.workers import Process, Workers
 from talaria.testing import MovedClock
-from talaria.web.auth import COOKIE, csrf_token
+from talaria.web.auth import COOKIE
 from talaria.web.site import create_site
 
 ADDRESS = "http://talaria.test"
@@ -115,7 +115,9 @@ class World:
         Revisions(self.ledger).save(text, author="test", now=self.clock.now())
         self.rulebooks.refresh()
 
-    def receive(self, number: int, *, modality: str = "CT", images: int = 3, tags: Mapping[str, str] | None = None) -> str:
+    def receive(
+        self, number: int, *, modality: str = "CT", images: int = 3, tags: Mapping[str, str] | None = None
+    ) -> str:
         """A study of one series arrives; its UID."""
         study_uid = f"1.2.826.{number}"
         values = {

@@ -122,6 +122,11 @@ class Target(Plug):
         """How many deliveries may be under way at once."""
         return self.concurrency
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Tags that its settings speak of, to be recorded of every series."""
+        return ()
+
     def deliver(self, delivery: Delivery) -> Iterator[Outcome]:
         """
         Deliver every parcel; an outcome for each, yielded as soon as the far end has it.

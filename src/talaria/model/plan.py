@@ -149,6 +149,7 @@ class Plan:
     asked: frozenset[str] = frozenset()
     """All rules asked by now."""
     settled: bool = False
+    """Of a series: every rule was asked; of a study case: it collects no more."""
     openings: tuple[Opening, ...] = ()
     jobs: tuple[PlannedJob, ...] = ()
     covered: Mapping[tuple[str, bool, int], int] = field(default_factory=dict)
@@ -176,11 +177,11 @@ def plan_series(view: SeriesView, *, active: Rulebook, revisions: Revisions, now
     """
     plan = Plan(due=None, asked=view.asked, settled=view.settled)
     if not view.settled:
-        plan = _ask(plan, view, active, now)
+        plan = _ask(plan, view, active, revisions, now)
     return _supplement(plan, view, revisions, now)
 
 
-def _ask(plan: Plan, view: SeriesView, book: Rulebook, now: datetime) -> Plan:
+def _ask(plan: Plan, view: SeriesView, book: Rulebook, revisions: Revisions, now: datetime) -> Plan:
     """Ask every rule whose quiet time has passed; settle when none is left."""
     waiting = [rule for rule in book.rules if not rule.disabled and rule.name not in view.asked]
     due_now, later = [], []
@@ -197,11 +198,17 @@ def _ask(plan: Plan, view: SeriesView, book: Rulebook, now: datetime) -> Plan:
             return replace(plan, due=verdict.until)
     if later and not due_now:
         return replace(plan, due=min(later))
-    return _answer(plan, view, book, due_now, later, now)
+    return _answer(plan, view, book, revisions, due_now, later, now)
 
 
 def _answer(
-    plan: Plan, view: SeriesView, book: Rulebook, rules: Sequence[Rule], later: Sequence[datetime], now: datetime
+    plan: Plan,
+    view: SeriesView,
+    book: Rulebook,
+    revisions: Revisions,
+    rules: Sequence[Rule],
+    later: Sequence[datetime],
+    now: datetime,
 ) -> Plan:
     """Ask *rules*, and open what they say."""
     context = _context(view, book, now)
@@ -220,8 +227,7 @@ def _answer(
         asked |= {rule.name for rule in fallbacks}
     openings = [*answers.held, *(_opening(rule, book.number) for rule in answers.matched)]
     settled = not later
-    collected = any(case.is_study and case.rule for case in view.cases) and _collects_all(view, book)
-    if settled and not openings and not earlier and not collected:
+    if settled and not openings and not earlier and not _is_collected(view, revisions):
         openings = [Opening(rule="", revision=book.number, state=CaseState.DISCARDED, reason="no rule matched")]
     plan = replace(
         plan,
@@ -236,10 +242,10 @@ def _answer(
     return _open(plan, view, answers.matched, book)
 
 
-def _collects_all(view: SeriesView, book: Rulebook) -> bool:
-    """Whether a study case of this study takes every series, matching or not."""
-    names = {case.rule for case in view.cases if case.is_study}
-    return any(rule.name in names and rule.collect is Collect.STUDY for rule in book.rules)
+def _is_collected(view: SeriesView, revisions: Revisions) -> bool:
+    """Whether a study case of this study takes every series, by the revision that the case is under."""
+    open_cases = [case for case in view.cases if case.is_study and case.state is not CaseState.CLEANED]
+    return any(revisions(case.revision).rule(case.rule).collect is Collect.STUDY for case in open_cases)
 
 
 def _context(view: SeriesView, book: Rulebook, now: datetime) -> Context:
@@ -344,7 +350,7 @@ def _jobs(
         lasts: The last portion of each series of the case.
         covered: The last portion of each series that earlier jobs of the case have.
     """
-    whole = rule.late is Late.WHOLE
+    whole = supplement > 0 and rule.late is Late.WHOLE
     held = "images came late: release to go on" if supplement and rule.late is Late.HOLD else ""
 
     def extents(already: Mapping[int, int]) -> tuple[Extent, ...]:
@@ -397,7 +403,7 @@ def _supplement_case(plan: Plan, view: SeriesView, case: CaseView, revisions: Re
         return replace(plan, due=due)
     covered = {**plan.covered, (case.rule, False, view.series.id): view.last}
     plan = replace(plan, close=frozenset({view.series.id}), covered=covered)
-    if rule is None or case.state is not CaseState.CLOSED:
+    if rule is None or case.state is not CaseState.CLOSED or _is_discarded(plan, view):
         return plan  # discarded or held: what comes late shares that
     sent = {(target, view.series.id): last for target, last in view.sent.items()}
     sent |= {(job.target or "", e.series_id): e.last for job in plan.jobs for e in job.extents}
@@ -413,6 +419,12 @@ def _supplement_case(plan: Plan, view: SeriesView, case: CaseView, revisions: Re
     )
 
 
+def _is_discarded(plan: Plan, view: SeriesView) -> bool:
+    """Whether a rule discards the series; that wins over the rules that took it before."""
+    states = [(part.state, part.rule) for part in (*view.cases, *plan.openings)]
+    return any(state is CaseState.DISCARDED and rule for state, rule in states)
+
+
 # -- a study --
 
 
@@ -422,9 +434,10 @@ def plan_study(view: StudyView, *, revisions: Revisions, now: datetime) -> Plan:
     rule = book.rule(view.case.rule)
     members = [m for m in view.members if not m.is_discarded and (rule.collect is Collect.STUDY or m.is_match)]
     pending = [m for m in members if m.last > m.covered]
-    if not pending:
-        return Plan(due=None)
     unsettled = any(not member.settled for member in view.members)
+    if not pending:
+        is_over = not unsettled and view.case.state is CaseState.COLLECTING
+        return Plan(due=None, settled=is_over, why="every series of it was discarded" if is_over else "")
     verdict = study_verdict(
         max(member.last_received for member in members),
         quiet=book.study_quiet_of(rule),
@@ -446,6 +459,7 @@ def _close_study(view: StudyView, rule: Rule, members: Sequence[Member], *, why:
     return Plan(
         due=None,
         why=why,
+        settled=True,
         close=frozenset(member.series_id for member in members if member.fresh),
         jobs=tuple(jobs),
         covered={(view.case.rule, True, member.series_id): member.last for member in members},

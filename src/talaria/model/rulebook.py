@@ -294,7 +294,7 @@ class Rulebook:
 
     @property
     def recorded_names(self) -> tuple[str, ...]:
-        """The tags to record of every series, each once: the usual ones, the extra ones, and those that rules read."""
+        """The tags to record of every series, each once: usual ones, extra ones, those that rules and targets read."""
         read_by_rules = [name for rule in self.rules for name in sorted(rule.expression.names)]
         extra = [recorded_name(name) for name in self.settings.extra_tags]
         names = dict.fromkeys([*RECORDED, *extra, *read_by_rules])

@@ -102,9 +102,10 @@ class Access:
                     credentials.c.digest == digest(link), credentials.c.kind == CredentialKind.LINK
                 )
             ).first()
-            if row is None or row.expires <= now:
+            if row is None or (row.expires is not None and row.expires <= now):
                 return None
-            connection.execute(sa.delete(credentials).where(credentials.c.digest == row.digest))
+            if connection.execute(sa.delete(credentials).where(credentials.c.digest == row.digest)).rowcount != 1:
+                return None  # somebody else was first
         return self.issue(CredentialKind.SESSION, name=row.name, actor=row.name, now=now, lifetime=session)
 
     def list(self, kind: CredentialKind) -> list[Credential]:

@@ -166,16 +166,13 @@ class _Recorder:
                     instances=series.c.instances + count,
                     size_bytes=series.c.size_bytes + size,
                     last_received=self._now,
-                    due=sa.func.coalesce(series.c.due, due),
+                    due=sa.case((series.c.due < due, series.c.due), else_=sa.literal(due, series.c.due.type)),
                     dropped=None,
                     version=series.c.version + 1,
                 )
             )
-        touched = {self._study_ids[uid] for uid in self._study_ids} if self._grown else set()
-        if touched:
-            self._connection.execute(
-                sa.update(studies).where(studies.c.id.in_(touched)).values(last_received=self._now)
-            )
+        grown = sa.select(series.c.study_id).where(series.c.id.in_(list(self._grown)))
+        self._connection.execute(sa.update(studies).where(studies.c.id.in_(grown)).values(last_received=self._now))
 
 
 def _about(subject: Subject, instance_id: str) -> Subject:
@@ -226,9 +223,7 @@ def _ensure_studies(connection: Connection, batch: Sequence[Arrival], *, now: da
     firsts: dict[str, Arrival] = {}
     for arrival in batch:
         firsts.setdefault(arrival.instance.study_instance_uid, arrival)
-    insert_ignoring(
-        connection, studies, [study_row(a.instance.study_instance_uid, a.tags, now) for a in firsts.values()]
-    )
+    insert_ignoring(connection, studies, [study_row(uid, firsts[uid].tags, now) for uid in sorted(firsts)])
     rows = connection.execute(
         sa.select(studies.c.study_instance_uid, studies.c.id)
         .where(studies.c.study_instance_uid.in_(list(firsts)))
@@ -262,7 +257,7 @@ def _ensure_series(
     insert_ignoring(
         connection,
         series,
-        [series_row(study_id, uid, a.tags, a.origin, now=now) for (study_id, uid), a in firsts.items()],
+        [series_row(*key, firsts[key].tags, firsts[key].origin, now=now) for key in sorted(firsts)],
     )
     rows = connection.execute(
         sa.select(series.c.study_id, series.c.series_instance_uid, series.c.id)

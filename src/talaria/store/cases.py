@@ -160,7 +160,7 @@ class Cases:
             Overtaken: The case or one of its series changed since it was looked at; look again.
         """
         with self._ledger.writing() as connection:
-            state = {"state": CaseState.CLOSED} if plan.close or plan.jobs else {}
+            state = {"state": CaseState.CLOSED, "reason": "" if plan.covered else plan.why} if plan.settled else {}
             changed = connection.execute(
                 sa.update(cases)
                 .where(cases.c.id == view.case.id, cases.c.version == view.version)
@@ -267,7 +267,7 @@ def _unchanged(connection: Connection, view: StudyView) -> bool:
     """Whether no series of the study got more instances since; locks them until the transaction ends."""
     rows = connection.execute(
         sa.select(series.c.id, series.c.last_received, series.c.settled, series.c.portions)
-        .where(series.c.study_id == view.study_id, series.c.origin_job == 0)
+        .where(_is_member(view.study_id))
         .order_by(series.c.id)
         .with_for_update()
     )
@@ -389,11 +389,16 @@ def _make_jobs(
     ]  # fmt: skip
 
 
+def _is_member(study_id: int) -> sa.ColumnElement[bool]:
+    """Whether a series was received for a study and still has files: one that retention took is waited for by none."""
+    return sa.and_(series.c.study_id == study_id, series.c.origin_job == 0, series.c.dropped.is_(None))
+
+
 def _members(connection: Connection, case: AnyRow) -> tuple[Member, ...]:
     rows = connection.execute(
         sa.select(series, case_series.c.covered)
         .outerjoin(case_series, sa.and_(case_series.c.series_id == series.c.id, case_series.c.case_id == case.id))
-        .where(series.c.study_id == case.study_id, series.c.origin_job == 0)
+        .where(_is_member(case.study_id))
         .order_by(series.c.id)
     ).all()
     discarded = set(

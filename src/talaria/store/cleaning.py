@@ -13,6 +13,8 @@ from talaria.store.schema import case_series, cases, events, instances, job_seri
 
 #: Looked at in one go.
 _MOST = 1000
+#: A study case that may still want the files of its series.
+_COLLECTING = sa.and_(cases.c.series_id == 0, sa.or_(cases.c.state == CaseState.COLLECTING, cases.c.due.is_not(None)))
 
 
 class Cleaning:
@@ -67,9 +69,7 @@ class Cleaning:
                 set(
                     connection.execute(
                         sa.select(cases.c.study_id).where(
-                            cases.c.study_id.in_([row.study_id for row in rows]),
-                            cases.c.series_id == 0,
-                            sa.or_(cases.c.state == CaseState.COLLECTING, cases.c.due.is_not(None)),
+                            cases.c.study_id.in_([row.study_id for row in rows]), _COLLECTING
                         )
                     ).scalars()
                 ),
@@ -107,7 +107,10 @@ class Cleaning:
                     sa.or_(jobs.c.state.not_in(_OVER), jobs.c.updated > candidate.ended),
                 )
             ).scalar_one()
-            if row.due is not None or not row.settled or row.dropped is not None or moving:
+            collecting = connection.execute(
+                sa.select(cases.c.id).where(cases.c.study_id == row.study_id, _COLLECTING).limit(1)
+            ).first()
+            if row.due is not None or not row.settled or row.dropped is not None or moving or collecting:
                 return False
             connection.execute(
                 sa.update(instances)
@@ -178,9 +181,9 @@ def _standing(states: set[str]) -> str | None:
     """
     if states & {State.PENDING, State.ACTIVE, State.DEFERRED, CaseState.COLLECTING}:
         return None
-    for state in (State.FAILED, State.HELD):
+    for state in (State.FAILED, State.HELD, State.CANCELLED):
         if state in states:
             return state
-    if states == {CaseState.DISCARDED}:
+    if CaseState.DISCARDED in states and State.DONE not in states:
         return CaseState.DISCARDED
     return State.DONE

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from talaria.model.dicom import Origin, Tags
 from talaria.model.extensions import Delivery, Outcome, Parcel, Standing
 from talaria.store.jobs import Claim, instances_of
-from talaria.store.ledger import AnyRow, Ledger
-from talaria.store.schema import deliveries, outcomes, series
+from talaria.store.ledger import AnyRow, Ledger, storable
+from talaria.store.schema import deliveries, instances, outcomes, series
 
 _THERE = [standing for standing in Standing if standing.is_there]
 
@@ -96,9 +96,7 @@ class Deliveries:
                 [_outcome_row(delivery, o, times=earlier.get(o.instance_id, 0) + 1, now=now) for o in last.values()],
             )
             there = (
-                sa.select(sa.func.count())
-                .where(outcomes.c.delivery_id == delivery.id, outcomes.c.standing.in_(_THERE))
-                .scalar_subquery()
+                sa.select(sa.func.count()).where(_counts(delivery), outcomes.c.standing.in_(_THERE)).scalar_subquery()
             )
             connection.execute(
                 sa.update(deliveries)
@@ -114,14 +112,12 @@ class Deliveries:
             counts: dict[str, int] = dict(
                 connection.execute(
                     sa.select(outcomes.c.standing, sa.func.count())
-                    .where(outcomes.c.delivery_id == delivery.id)
+                    .where(_counts(delivery))
                     .group_by(outcomes.c.standing)
                 ).all()
             )
             reason = connection.execute(
-                sa.select(outcomes.c.detail)
-                .where(outcomes.c.delivery_id == delivery.id, outcomes.c.standing == Standing.FAILED)
-                .limit(1)
+                sa.select(outcomes.c.detail).where(_counts(delivery), outcomes.c.standing == Standing.FAILED).limit(1)
             ).scalar()
         return Tally(
             total=delivery.total,
@@ -129,6 +125,16 @@ class Deliveries:
             failed=counts.get(Standing.FAILED, 0),
             reason=reason or "",
         )
+
+
+def _counts(delivery: Delivery) -> sa.ColumnElement[bool]:
+    """Whether an outcome counts: not that of an instance which a newer version has replaced since."""
+    current = (
+        sa.select(instances.c.id)
+        .where(instances.c.id == outcomes.c.instance_id, instances.c.superseded_by.is_(None))
+        .exists()
+    )
+    return sa.and_(outcomes.c.delivery_id == delivery.id, current)
 
 
 def _locate(rows: Sequence[AnyRow], locate: Callable[[str], Path]) -> tuple[tuple[Parcel, ...], tuple[Outcome, ...]]:
@@ -161,7 +167,7 @@ def _outcome_row(delivery: Delivery, outcome: Outcome, *, times: int, now: datet
         "instance_id": outcome.instance_id,
         "standing": outcome.standing,
         "status": outcome.status,
-        "detail": outcome.detail[:1000],
+        "detail": storable(outcome.detail)[:1000],
         "attempt": delivery.attempt,
         "times_sent": times,
         "time": now,

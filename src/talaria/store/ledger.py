@@ -25,6 +25,10 @@ AnyRow = Row[*tuple[Any, ...]]
 _BUSY_SECONDS = 30
 
 
+#: What makes a transaction of PostgreSQL see one state of things; one of SQLite always does.
+_ONE_STATE = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """What an event is about; 0 and empty mean nothing."""
@@ -46,6 +50,7 @@ class Ledger:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._writer = engine.execution_options(writer=True)
+        self._reader = engine if engine.dialect.name == "sqlite" else engine.execution_options(**_ONE_STATE)
 
     # -- opening --
 
@@ -113,7 +118,7 @@ class Ledger:
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that sees one state of things and changes nothing."""
-        with self._answering(), self.engine.begin() as connection:
+        with self._answering(), self._reader.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -126,9 +131,15 @@ class Ledger:
     def _answering(self) -> Iterator[None]:
         try:
             yield
-        except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
-            reason = getattr(error, "orig", None) or error
-            raise LedgerAway(f"ledger {self.name}: cannot be reached: {str(reason).splitlines()[0]}") from error
+        except sa.exc.TimeoutError as error:
+            raise LedgerAway(f"ledger {self.name}: all its connections are taken: {error}") from error
+        except sa.exc.DatabaseError as error:
+            if not _is_away(error):
+                raise
+            reason = str(error.orig).partition("\n")[0]
+            raise LedgerAway(f"ledger {self.name}: cannot be used now: {reason}") from error
+        except sa.exc.InterfaceError as error:
+            raise LedgerAway(f"ledger {self.name}: cannot be reached: {error.orig}") from error
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[Callable[[], int | None]]:
@@ -146,6 +157,11 @@ class Ledger:
                 return int(cursor.fetchone()[0])
 
             yield version
+
+
+def _is_away(error: sa.exc.DatabaseError) -> bool:
+    """Whether the database is to blame and not the statement: down, full, read-only (InternalError), or damaged."""
+    return isinstance(error, sa.exc.OperationalError | sa.exc.InternalError) or type(error) is sa.exc.DatabaseError
 
 
 def _engine(url: str) -> Engine:
@@ -184,6 +200,11 @@ def _tune_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> N
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get("writer", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def storable(text: str) -> str:
+    """A text from outside as every database takes it: without NUL, and without half of a character."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def insert_ignoring(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:

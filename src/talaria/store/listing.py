@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
@@ -44,6 +44,7 @@ _WORST_FIRST = (
     "done",
     "cancelled",
     "discarded",
+    "cleaned",
 )
 
 
@@ -176,6 +177,7 @@ class StudyLife:
     deliveries: tuple[DeliveryLine, ...]
     runs: tuple[RunLine, ...]
     events: tuple[EventLine, ...]
+    """The last of them, the oldest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +231,7 @@ class Listing:
             shown = rows[: _bounded(limit)]
             lines = _study_lines(connection, shown)
         more = len(rows) > len(shown)
-        last = f"{shown[-1].last_received.isoformat()}~{shown[-1].id}" if more else None
+        last = f"{shown[-1].last_received:%Y-%m-%dT%H:%M:%S.%fZ}~{shown[-1].id}" if more else None
         return Page(items=tuple(line for line in lines if state in {None, line.state}), next=last)
 
     def study(self, study_uid: str) -> StudyLife:
@@ -251,7 +253,7 @@ class Listing:
                 jobs=tuple(as_job(job) for job in found),
                 deliveries=_delivery_lines(connection, jobs.c.study_id == row.id),
                 runs=_run_lines(connection, row.id),
-                events=_event_lines(connection, events.c.study_id == row.id, limit=PAGE),
+                events=_event_lines(connection, events.c.study_id == row.id, limit=PAGE, newest=True),
             )
 
     def jobs(
@@ -362,17 +364,16 @@ def _bounded(limit: int) -> int:
 
 
 def _number(after: str) -> int:
-    try:
-        return int(after)
-    except ValueError:
-        raise Refused(f"after={after[:40]!r} is not a place in this list; use `next` of the page before") from None
+    if not (after.isascii() and after.isdecimal() and len(after) <= 18):  # a database's integers end there
+        raise Refused(f"after={after[:40]!r} is not a place in this list; use `next` of the page before")
+    return int(after)
 
 
 def _cursor(after: str) -> tuple[datetime, int]:
     moment, _, number = after.partition("~")
     try:
-        return datetime.fromisoformat(moment), int(number)
-    except ValueError:
+        return datetime.fromisoformat(moment).astimezone(UTC), _number(number)
+    except (ValueError, OverflowError):
         raise Refused(f"after={after[:40]!r} is not a place in this list; use `next` of the page before") from None
 
 
@@ -416,8 +417,9 @@ def _standings(connection: Connection, ids: Sequence[int]) -> dict[int, dict[str
     parts: dict[int, list[tuple[str, str]]] = {study_id: [] for study_id in ids}
     rules: dict[int, list[str]] = {study_id: [] for study_id in ids}
     unsettled = sa.select(series.c.study_id).where(
-        series.c.study_id.in_(ids), series.c.origin_job == 0, sa.or_(~series.c.settled, series.c.due.is_not(None))
-    )
+        series.c.study_id.in_(ids), series.c.origin_job == 0, series.c.dropped.is_(None),
+        sa.or_(~series.c.settled, series.c.due.is_not(None)),
+    )  # fmt: skip
     for study_id in connection.execute(unsettled).scalars():
         parts[study_id].append(("receiving", ""))
     for row in connection.execute(sa.select(cases).where(cases.c.study_id.in_(ids)).order_by(cases.c.id)):
@@ -428,7 +430,8 @@ def _standings(connection: Connection, ids: Sequence[int]) -> dict[int, dict[str
     for row in connection.execute(
         sa.select(jobs.c.study_id, jobs.c.state, jobs.c.target, jobs.c.reason).where(jobs.c.study_id.in_(ids))
     ):
-        reason = f"{row.target}: {row.reason}" if row.reason and row.target else row.reason
+        is_told = not row.reason or not row.target or f"'{row.target}'" in row.reason
+        reason = row.reason if is_told else f"{row.target}: {row.reason}"
         parts[row.study_id].append((row.state, reason))
     return {study_id: {**_worst(parts[study_id]), "rules": tuple(rules[study_id])} for study_id in ids}
 
@@ -550,15 +553,18 @@ def _run_lines(connection: Connection, study_id: int) -> tuple[RunLine, ...]:
     )
 
 
-def _event_lines(connection: Connection, condition: sa.ColumnElement[bool], *, limit: int) -> tuple[EventLine, ...]:
+def _event_lines(
+    connection: Connection, condition: sa.ColumnElement[bool], *, limit: int, newest: bool = False
+) -> tuple[EventLine, ...]:
+    """The first or the *newest* of them, the oldest first."""
     rows = connection.execute(
         sa.select(events, studies.c.study_instance_uid, series.c.series_instance_uid)
         .outerjoin(studies, studies.c.id == events.c.study_id)
         .outerjoin(series, series.c.id == events.c.series_id)
         .where(condition)
-        .order_by(events.c.id)
+        .order_by(events.c.id.desc() if newest else events.c.id)
         .limit(limit)
-    )
+    ).all()
     return tuple(
         EventLine(
             id=row.id,
@@ -571,7 +577,7 @@ def _event_lines(connection: Connection, condition: sa.ColumnElement[bool], *, l
             job_id=row.job_id,
             detail=json.loads(row.detail),
         )
-        for row in rows
+        for row in (reversed(rows) if newest else rows)
     )
 
 

@@ -11,8 +11,11 @@ from talaria.model.dicom import Instance, Origin, Tags
 from talaria.model.job import Extent
 from talaria.store.arrivals import series_row, study_row
 from talaria.store.jobs import Claim, instances_of
-from talaria.store.ledger import AnyRow, Ledger, Subject, insert_ignoring, write_event
-from talaria.store.schema import instances, jobs, runs, series, studies
+from talaria.store.ledger import AnyRow, Ledger, Subject, insert_ignoring, storable, write_event
+from talaria.store.schema import instances, job_series, jobs, runs, series, studies
+
+#: No database takes a list of any length.
+_MOST_AT_ONCE = 5000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ class Results:
             connection.execute(
                 runs.insert().values(
                     job_id=run.job_id, attempt=run.attempt, step=run.step, module=run.module, code=run.code,
-                    reason=run.reason, seconds=run.seconds, log=run.log, ended=run.ended,
+                    reason=storable(run.reason), seconds=run.seconds, log=storable(run.log), ended=run.ended,
                 )
             )  # fmt: skip
             write_event(
@@ -63,8 +66,12 @@ class Results:
 
     def known(self, instance_ids: Sequence[str]) -> set[str]:
         """Which of these the ledger has: the others belong to nobody."""
+        found: set[str] = set()
         with self._ledger.reading() as connection:
-            return set(connection.execute(sa.select(instances.c.id).where(instances.c.id.in_(instance_ids))).scalars())
+            for start in range(0, len(instance_ids), _MOST_AT_ONCE):
+                some = instance_ids[start : start + _MOST_AT_ONCE]
+                found.update(connection.execute(sa.select(instances.c.id).where(instances.c.id.in_(some))).scalars())
+        return found
 
     def inputs(self, claim: Claim) -> Sequence[AnyRow]:
         """The instances a job is about, as `instances_of` gives them."""
@@ -92,15 +99,13 @@ def adopt(
     """
     Write a job's outputs down as derived series, in the transaction that ends the job.
 
-    What an earlier closing of the same case made is marked superseded.
+    What the case made before of the same images is marked superseded.
 
     Returns:
         What a dispatch job of the results is about.
     """
-    earlier = sa.select(jobs.c.id).where(
-        jobs.c.case_id == claim.job.case_id, jobs.c.kind == claim.job.kind, jobs.c.id != claim.job.id
-    )
-    connection.execute(sa.update(series).where(series.c.origin_job.in_(earlier)).values(superseded=True))
+    again = _made_again(connection, claim)
+    connection.execute(sa.update(series).where(series.c.origin_job.in_(again)).values(superseded=True))
     by_series: dict[tuple[str, str], list[Output]] = {}
     for output in outputs:
         key = (output.instance.study_instance_uid, output.instance.series_instance_uid)
@@ -109,6 +114,18 @@ def adopt(
         _adopt_series(connection, claim, study_uid, series_uid, members, origin=origin, now=now)
         for (study_uid, series_uid), members in by_series.items()
     )
+
+
+def _made_again(connection: Connection, claim: Claim) -> list[int]:
+    """The jobs of the case all of whose images this one was about too, itself among them."""
+    rows = connection.execute(
+        sa.select(job_series)
+        .join(jobs, jobs.c.id == job_series.c.job_id)
+        .where(jobs.c.case_id == claim.job.case_id, jobs.c.kind == claim.job.kind)
+    ).all()
+    spans = {extent.series_id: range(extent.first, extent.last + 1) for extent in claim.extents}
+    others = {row.job_id for row in rows if not {row.first, row.last} <= set(spans.get(row.series_id, ()))}
+    return sorted({row.job_id for row in rows} - others)
 
 
 def _adopt_series(

@@ -177,12 +177,18 @@ class Rulebooks:
             return False
         book = self.of(latest)
         self._running = latest
-        self._remember(book)
+        try:
+            self._remember(book)
+        except OSError as error:
+            log.warning("the rulebook cannot be cached", path=str(self._cache), reason=str(error))
         return True
 
     def _remember(self, book: Rulebook) -> None:
         temporary = self._cache.with_suffix(f".{os.getpid()}")
-        temporary.write_text(f"# revision {book.number}\n{book.text}", encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(f"# revision {book.number}\n{book.text}")
+            file.flush()
+            os.fsync(file.fileno())
         temporary.chmod(0o640)
         os.replace(temporary, self._cache)
 
@@ -192,6 +198,8 @@ class Rulebooks:
             head, _, text = self._cache.read_text(encoding="utf-8").partition("\n")
         except OSError:
             return False
+        if not head.startswith("# revision ") or not head.rpartition(" ")[2].isdecimal():
+            return False  # cut off, or not ours
         number = int(head.rpartition(" ")[2])
         self._compiled[number] = parse(text, shelves=self._shelves, number=number)
         self._running = number

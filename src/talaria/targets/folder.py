@@ -25,6 +25,7 @@ from talaria.targets.layout import (
     folders,
     is_left_out,
     part_of,
+    tag_names,
 )
 
 _CHUNK_BYTES = 1 << 20
@@ -77,6 +78,11 @@ class Folder(Target):
     """Globs; a file whose name fits one is left out."""
     mounted: bool = False
     """Refuse to write unless *path* lies on a mount other than the root file system."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Those of the layout."""
+        return tag_names(self.layout)
 
     def deliver(self, delivery: Delivery) -> Iterator[Outcome]:
         """

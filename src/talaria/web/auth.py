@@ -235,7 +235,7 @@ class Throttle:
             count, last = self._failures.get(_network(address), (0, now))
         if count < self._free:
             return timedelta(0)
-        pause = min(self._first * 2 ** min(count - self._free, 30), self._most)
+        pause = min(self._first * (1 << min(count - self._free, 30)), self._most)
         return max(last + pause - now, timedelta(0))
 
     def failed(self, address: str, *, now: datetime) -> None:

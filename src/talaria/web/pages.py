@@ -22,7 +22,7 @@ from talaria.store.spool import Spool
 from talaria.web.api import LOG_CHARACTERS, StudyUID
 from talaria.web.auth import COOKIE, SESSION_LIFETIME, Caller, Entrance, local_path
 from talaria.web.health import MISSED, disk_of, services_of
-from talaria.web.phrases import Clockface, bytes_in_words, event_in_words, name_in_words, span_in_words
+from talaria.web.phrases import Clockface, bytes_in_words, event_in_words, name_in_words
 
 #: Studies on the first page.
 _LAST = 50
@@ -61,7 +61,9 @@ class Templates:
             "bytes": bytes_in_words,
             "person": name_in_words,
             "thousands": _thousands,
-            "seconds": lambda seconds: span_in_words(timedelta(seconds=seconds)) if seconds >= 10 else f"{seconds:.1f} s",
+            "seconds": lambda seconds: (
+                span_in_words(timedelta(seconds=seconds)) if seconds >= 10 else f"{seconds:.1f} s"
+            ),
         }
 
     def static_address(self, name: str) -> str:
@@ -76,19 +78,19 @@ class Templates:
             raise HTTPException(404)
         return Response(content, media_type=media_type, headers={"Cache-Control": _FOREVER if v else "no-cache"})
 
-    def page(self, name: str, *, status: int = 200, **context: object) -> HTMLResponse:
+    def page(self, name: str, context: Mapping[str, object], *, status: int = 200) -> HTMLResponse:
         """A page from its template."""
         return HTMLResponse(self._environment.get_template(name).render(context), status_code=status)
 
     def error(self, status: int, detail: str, *, headers: Mapping[str, str] | None = None) -> HTMLResponse:
         """A page that says what went wrong; it names nobody's data."""
-        page = self.page("error.html", status=status, title=HTTPStatus(status).phrase, detail=detail)
+        page = self.page("error.html", {"title": HTTPStatus(status).phrase, "detail": detail}, status=status)
         page.headers.update(headers or {})
         return page
 
     def degraded(self) -> HTMLResponse:
         """The page while the ledger is away."""
-        return self.page("degraded.html", status=503)
+        return self.page("degraded.html", {}, status=503)
 
 
 class Pages:
@@ -112,29 +114,28 @@ class Pages:
         now = self._clock()
         book = self._rulebooks.follow(now)
         services = services_of(self._listing.workers(since=now - MISSED), now=now)
-        return self._templates.page(
-            "overview.html",
-            **_seen_by(request, book, now),
-            book=book,
-            services=services,
-            disks=[disk_of(spool, reserve_bytes=self._reserve_bytes) for spool in self._spools],
-            queue=[_queue_row(line) for line in self._listing.queue()],
-            states=_WAITING,
-            studies=self._listing.studies(limit=_LAST),
-        )
+        context = {
+            "book": book,
+            "services": services,
+            "silent": [service for service in services if not service.is_heard],
+            "disks": [disk_of(spool, reserve_bytes=self._reserve_bytes) for spool in self._spools],
+            "queue": [_queue_row(line) for line in self._listing.queue()],
+            "states": _WAITING,
+            "studies": self._listing.studies(limit=_LAST),
+        }
+        return self._templates.page("overview.html", {**_seen_by(request, book, now), **context})
 
     def study(self, request: Request, study_uid: StudyUID) -> HTMLResponse:
         """The life of one study."""
         now = self._clock()
         life = self._listing.study(study_uid)
-        return self._templates.page(
-            "study.html",
-            **_seen_by(request, self._rulebooks.follow(now), now),
-            life=life,
-            study=life.line,
-            words=_events_in_words(life),
-            log_characters=LOG_CHARACTERS,
-        )
+        context = {
+            "life": life,
+            "study": life.line,
+            "words": _events_in_words(life),
+            "log_characters": LOG_CHARACTERS,
+        }
+        return self._templates.page("study.html", {**_seen_by(request, self._rulebooks.follow(now), now), **context})
 
 
 class SignIn:
@@ -189,7 +190,9 @@ class SignIn:
         return page
 
     def _form(self, *, link: str = "", after: str, wrong: str = "", status: int = 200) -> HTMLResponse:
-        return self._templates.page("login.html", status=status, link=link, next=local_path(after), wrong=wrong)
+        return self._templates.page(
+            "login.html", {"link": link, "next": local_path(after), "wrong": wrong}, status=status
+        )
 
 
 def _seen_by(request: Request, book: Rulebook, now: datetime) -> dict[str, object]:
@@ -209,13 +212,3 @@ def _queue_row(line: QueueLine) -> QueueRow:
 
 def _events_in_words(life: StudyLife) -> dict[int, str]:
     return {event.id: event_in_words(event.kind, actor=event.actor, detail=event.detail) for event in life.events}
-
-
-def _thousands(number: int) -> str:
-    """
-    A number with thin blanks between thousands.
-
-    >>> _thousands(1234567)
-    '1\u2009234\u2009567'
-    """
-    return f"{number:,}".replace(",", "\u2009")

@@ -23,6 +23,26 @@ def span_in_words(length: timedelta) -> str:
     return "0 s"
 
 
+def seconds_in_words(seconds: float) -> str:
+    """
+    What work took.
+
+    >>> seconds_in_words(2.25), seconds_in_words(185)
+    ('2.2 s', '3 min')
+    """
+    return f"{seconds:.1f} s" if seconds < 10 else span_in_words(timedelta(seconds=seconds))
+
+
+def thousands(number: int) -> str:
+    """
+    A number with thin blanks between thousands.
+
+    >>> thousands(1234567)
+    '1\u2009234\u2009567'
+    """
+    return f"{number:,}".replace(",", "\u2009")
+
+
 def bytes_in_words(size_bytes: int) -> str:
     """
     A size with three digits that matter; 1 KB is 1000 bytes, as on the label of a disk.
@@ -97,7 +117,7 @@ _EVENTS: Mapping[str, str] = {
     "case.held": "rule {rule} is held: {reason}",
     "case.supplement": "late instances came for rule {rule}: supplement {supplement}",
     "instance.repeat": "an identical copy of an instance came again; it was counted",
-    "instance.conflict": "another content came under SOP Instance UID {sop_instance_uid}; both are kept, the newest is used",
+    "instance.conflict": "other content came under SOP Instance UID {sop_instance_uid}; both are kept, the newest is used",
     "module.ran": "module {module} ran for {seconds} s and ended with {code}: {reason}",
     "job.made": "made: {job_kind} for rule {rule}, target {target}",
     "job.claim": "taken up, attempt {attempt}",
