@@ -10,8 +10,12 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+from talaria.store.ledger import Ledger
+from talaria.store.listing import Listing
 
 TALARIA = (sys.executable, "-m", "talaria")
 
@@ -128,6 +132,11 @@ class Serving:
         self._process.send_signal(signal.SIGTERM)
         return self._process.wait(40)
 
+    def abandon(self) -> None:
+        """Leave nothing running."""
+        if self._process is not None:
+            self.kill()
+
     def api(self, path: str) -> Any:
         """A JSON answer of the API."""
         request = urllib.request.Request(
@@ -145,6 +154,13 @@ class Serving:
         tally: dict[str, Any] = json.loads(said[said.index("{") :])
         return tally
 
+    def pids(self, service: str) -> set[int]:
+        """Processes of a service that run now, as they say of themselves in the ledger."""
+        ledger = Ledger.open(f"sqlite:///{self.folder}/home/ledger.db")
+        lines = Listing(ledger).workers(since=datetime.now(UTC) - timedelta(minutes=1))
+        ledger.close()
+        return {line.pid for line in lines if line.service == service} & set(_group(self.pid))
+
     def is_idle(self) -> bool:
         """Whether nothing waits to be written down, routed, processed or delivered any more."""
         if list((self.folder / "home" / "spool" / "new").iterdir()):
@@ -157,7 +173,7 @@ class Serving:
         """All events of a kind."""
         found: list[Mapping[str, Any]] = []
         after = 0
-        while items := self.api(f"/api/v1/events?after={after}&limit=500")["items"]:
+        while items := self.api(f"/api/v1/events?after={after}&limit=400")["items"]:
             after = items[-1]["id"]
             found += [item for item in items if item["kind"] == kind]
         return found

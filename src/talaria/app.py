@@ -280,6 +280,7 @@ def _web(running: _Running) -> None:
     site = create_site(
         ledger=home.ledger, listing=home.listing, access=home.access, spools=[home.spool],
         rulebooks=home.rulebooks, clock=wall_clock, secure_cookies=config.web_tls_certificate is not None,
+        reserve_bytes=config.disk_reserve,
     )  # fmt: skip
     running.servers.append(
         WebServer(

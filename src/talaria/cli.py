@@ -63,7 +63,11 @@ class _Group(click.Group):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(talaria.__version__, prog_name="talaria")
-@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), help="The talaria.toml to use.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The talaria.toml to use, instead of that of TALARIA_CONFIG or of the home.",
+)
 @click.pass_context
 def main(context: click.Context, config: Path | None) -> None:
     """Talaria, a DICOM orchestrator: receives, routes, processes and delivers studies."""
@@ -110,7 +114,12 @@ def serve(context: click.Context, services: tuple[str, ...]) -> None:
 @main.command()
 @click.pass_context
 def init(context: click.Context) -> None:
-    """Make the home, the keys and the schema; print a one-time link for the first administrator."""
+    """
+    Make the home, its keys and the ledger.
+
+    Prints a one-time link for an administrator to sign in by. What is there already stays; a ledger of an older
+    version is taken to this one.
+    """
     config = _config(context)
     code = _open(config).set_up(actor=_actor())
     scheme = "https" if config.web_tls_certificate else "http"
@@ -129,7 +138,11 @@ def init(context: click.Context) -> None:
 @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
 @click.pass_context
 def check(context: click.Context, file: Path | None) -> None:
-    """Validate the configuration, or a rulebook FILE: what is wrong, where, and what to do."""
+    """
+    Validate the configuration, or a rulebook FILE.
+
+    Says what is wrong, where, and what to do.
+    """
     if file is None:
         config = _config(context)
         home = _open(config)
@@ -148,7 +161,11 @@ def check(context: click.Context, file: Path | None) -> None:
 @click.option("--expect", type=int, help="The revision you began with; refused if another runs by now.")
 @click.pass_context
 def apply(context: click.Context, file: Path, note: str, expect: int | None) -> None:
-    """Make the rulebook in FILE run, as a new revision; services take it up within a second or two."""
+    """
+    Make the rulebook in FILE run, as a new revision.
+
+    FILE may be - for standard input. Services take it up within a second or two.
+    """
     home = _home(context)
     text = _text(file)
     book = home.parse(text)
@@ -165,7 +182,7 @@ def apply(context: click.Context, file: Path, note: str, expect: int | None) -> 
 
 
 @main.command()
-@click.option("--revision", type=int, help="Another than the one that runs.")
+@click.option("--revision", type=int, help="Another one than the one that runs.")
 @click.pass_context
 def export(context: click.Context, revision: int | None) -> None:
     """Print the rulebook that runs, as it was written."""
@@ -312,7 +329,7 @@ def studies() -> None:
 
 
 @studies.command("list")
-@click.option("--state", help="Only those that stand so.")
+@click.option("--state", help="Only those in this state, such as deferred, failed, held, done, discarded.")
 @click.option("--limit", default=50, show_default=True, help="How many.")
 @_as_json
 @click.pass_context
@@ -340,7 +357,7 @@ def studies_list(context: click.Context, state: str | None, limit: int, as_json:
 @_as_json
 @click.pass_context
 def studies_show(context: click.Context, study_uid: str, as_json: bool) -> None:
-    """A study's life."""
+    """What happened to a study: its series, jobs and events."""
     life = _home(context).listing.study(study_uid)
     if as_json:
         _print_json(life)
@@ -398,7 +415,7 @@ def jobs_list(  # the options of a list
 @_as_json
 @click.pass_context
 def jobs_show(context: click.Context, job_id: int, as_json: bool) -> None:
-    """One job."""
+    """All that is known of one job."""
     job = _home(context).jobs.show(job_id)
     if as_json:
         _print_json(job)
@@ -428,11 +445,11 @@ def _act(event: Event) -> Callable[..., None]:
 
 
 for _event, _help in (
-    (Event.RETRY, "Try again now; what was done stays done."),
-    (Event.HOLD, "Stop until released."),
-    (Event.RELEASE, "Let go on."),
-    (Event.CANCEL, "End for good."),
-    (Event.RESTART, "Do all of it again."),
+    (Event.RETRY, "Try jobs again now; what was done stays done."),
+    (Event.HOLD, "Stop jobs until they are released."),
+    (Event.RELEASE, "Let held jobs go on."),
+    (Event.CANCEL, "End jobs for good; their files stay as retention says."),
+    (Event.RESTART, "Do all of it again, also what was done."),
 ):
     jobs.command(str(_event), help=_help)(_act(_event))
 

@@ -5,9 +5,9 @@ from datetime import timedelta
 
 import pytest
 import structlog
-from wire import BUGS, MemorySink, guard
 
 from talaria.dimse.scp import Limits, Listener
+from wire import BUGS, MemorySink, guard
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
-from wire import write_instance
 
 from talaria.dimse.files import Found, Skipped, find_instances
 from talaria.model.errors import ConfigError
+from wire import write_instance
 
 
 def test_folder_is_searched_and_what_is_no_instance_is_skipped(tmp_path: Path) -> None:

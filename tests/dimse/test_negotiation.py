@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pynetdicom import sop_class
-from wire import CT, EXPLICIT
 
 from talaria.dimse import negotiation
 from talaria.dimse.negotiation import VERIFICATION, Context, Rejection, read_accept, read_request
 from talaria.dimse.pdu import ProtocolError
+from wire import CT, EXPLICIT
 
 JPEG = "1.2.840.10008.1.2.4.70"
 

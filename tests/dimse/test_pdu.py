@@ -5,10 +5,10 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wire import data_pdus, store_rq
 
 from talaria.dimse import pdu
 from talaria.dimse.pdu import Aborted, AssociateReject, CommandSet, DataSet, Machine, Phase, ProtocolError, Reason
+from wire import data_pdus, store_rq
 
 MOST = 4096
 

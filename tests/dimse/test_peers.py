@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from wire import MemorySink, data_set_of, digest, real_instances, wait_until
 
 from talaria.dimse.command import Meaning
 from talaria.dimse.files import Found, find_instances
@@ -21,6 +20,7 @@ from talaria.dimse.negotiation import Context, by_association
 from talaria.dimse.scp import Listener
 from talaria.dimse.scu import Peer, Sender
 from talaria.model.dicom import AETitle
+from wire import MemorySink, data_set_of, digest, real_instances, wait_until
 
 pytestmark = pytest.mark.server
 

@@ -10,7 +10,6 @@ from datetime import timedelta
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from wire import BUGS, CT, EXPLICIT, MemorySink, Wire, data_pdus, echo_rq, store_rq, wait_until
 
 from talaria.dimse import command, negotiation, pdu
 from talaria.dimse.acceptor import shown
@@ -18,6 +17,7 @@ from talaria.dimse.negotiation import VERIFICATION, Context, Rejection
 from talaria.dimse.pdu import Reason
 from talaria.dimse.scp import Ending, Limits, Listener
 from talaria.model.errors import ConfigError, Mismatch, NoRoom, NotAnInstance
+from wire import BUGS, CT, EXPLICIT, MemorySink, Wire, data_pdus, echo_rq, store_rq, wait_until
 
 Listen = Callable[..., Listener]
 

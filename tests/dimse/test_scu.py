@@ -16,7 +16,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from wire import CT, EXPLICIT, MemorySink, data_set_of, digest, real_instances, wait_until, write_instance
 
 from talaria.dimse import negotiation, pdu
 from talaria.dimse.command import Meaning
@@ -25,6 +24,7 @@ from talaria.dimse.scp import Ending, Limits, Listener
 from talaria.dimse.scu import Damaged, NotAccepted, Peer, Sender, Timeouts
 from talaria.model.dicom import AETitle
 from talaria.model.errors import Congested, NoRoom, Permanent, Transient
+from wire import CT, EXPLICIT, MemorySink, data_set_of, digest, real_instances, wait_until, write_instance
 
 Listen = Callable[..., Listener]
 HERE = Context(CT, EXPLICIT)

@@ -26,12 +26,10 @@ def archive(tmp_path: Path) -> Iterator[Orthanc]:
 
 
 @pytest.fixture
-def serving(tmp_path: Path, archive: Orthanc) -> Iterator[Serving]:
+def routing(tmp_path: Path, archive: Orthanc, serving: Serving) -> Iterator[Serving]:
     """Talaria, which routes all that comes to a folder and to the Orthanc."""
     (tmp_path / "out").mkdir()
-    found = Serving(tmp_path)
-    found.run("init")
-    found.apply(
+    serving.apply(
         f"""
         settings: {{series_quiet: 2s}}
         targets:
@@ -41,9 +39,9 @@ def serving(tmp_path: Path, archive: Orthanc) -> Iterator[Serving]:
           all: {{when: "True", action: route, send: [share, archive]}}
         """
     )
-    found.start()
-    yield found
-    assert 0 == found.stop()
+    serving.start()
+    yield serving
+    assert 0 == serving.stop()
 
 
 def sources(tmp_path: Path) -> list[Path]:
@@ -64,15 +62,15 @@ def arrived(serving: Serving) -> dict[str, bytes]:
     return files_of(serving.folder / "out")
 
 
-def test_scanner_files_sent_by_ourselves_arrive_everywhere(tmp_path: Path, serving: Serving, archive: Orthanc) -> None:
+def test_scanner_files_sent_by_ourselves_arrive_everywhere(tmp_path: Path, routing: Serving, archive: Orthanc) -> None:
     """
     Sent by `talaria send`, each data set in the folder is its source's, byte for byte, and the archive has them all.
     """
     expected = data_sets(sources(tmp_path))
-    tally = serving.send(*sources(tmp_path))
+    tally = routing.send(*sources(tmp_path))
 
     assert (len(expected), 0) == (tally["stored"], tally["failed"])
-    assert expected == arrived(serving)
+    assert expected == arrived(routing)
     assert pictures(path.read_bytes() for path in sources(tmp_path)) == pictures(archive.files().values())
 
 
@@ -89,7 +87,7 @@ def pictures(files: Iterable[bytes]) -> dict[str, tuple[str, bytes]]:
     return found
 
 
-def test_scanner_files_sent_by_dcmsend_arrive_as_at_storescp(tmp_path: Path, serving: Serving) -> None:
+def test_scanner_files_sent_by_dcmsend_arrive_as_at_storescp(tmp_path: Path, routing: Serving) -> None:
     """
     Sent by DCMTK, which re-encodes some data sets itself, each is what DCMTK's own receiver gets of the same command.
     """
@@ -97,10 +95,10 @@ def test_scanner_files_sent_by_dcmsend_arrive_as_at_storescp(tmp_path: Path, ser
     with storescp(tmp_path / "peer") as port:
         dcmsend(port, paths)
     expected = data_sets((tmp_path / "peer" / "received").iterdir())
-    dcmsend(serving.dicom_port, paths)
+    dcmsend(routing.dicom_port, paths)
 
     assert expected
-    assert expected == arrived(serving)
+    assert expected == arrived(routing)
 
 
 def dcmsend(port: int, paths: list[str]) -> None:

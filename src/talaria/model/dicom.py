@@ -42,6 +42,8 @@ class UID(_CheckedText):
     __slots__ = ()
 
     def __new__(cls, text: str) -> Self:
+        if type(text) is cls:
+            return text
         stripped = text.rstrip("\0 ").lstrip(" ")
         if not _UID.fullmatch(stripped):
             raise ValueError(f"{text[:80]!r} is not a UID: 1 to 64 digits and dots, a digit first and last")
@@ -147,7 +149,9 @@ class Tags(Mapping[str, str]):
 
     def with_values(self, values: Mapping[str, str | None]) -> "Tags":
         """The same tags with some values replaced or added."""
-        return Tags({**self.as_document(), **values})
+        missing = frozenset(name for name, value in values.items() if value is None)
+        merged = {**self._values, **{name: value or "" for name, value in values.items()}}
+        return Tags.of(merged, self.absent.difference(values) | missing)
 
     def as_document(self) -> dict[str, str | None]:
         """As kept in the ledger: every name looked for, None where it was absent."""

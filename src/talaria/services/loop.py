@@ -12,7 +12,7 @@ from typing import Protocol
 import structlog
 from sqlalchemy import Connection
 
-from talaria.model.errors import Congested, LedgerAway, NoRoom, Overtaken, Permanent, Refused, Transient
+from talaria.model.errors import ConfigError, Congested, LedgerAway, NoRoom, Overtaken, Permanent, Refused, Transient
 from talaria.model.extensions import Stopped
 from talaria.model.job import Event, Patience, deferral
 from talaria.model.rulebook import Rulebook
@@ -212,7 +212,7 @@ class Heart:
 
     def __init__(self, jobs: Jobs, *, host: str, clock: Clock = wall_clock) -> None:
         self._jobs, self._host, self._clock = jobs, host, clock
-        self._pulses: dict[int, Pulse] = {}
+        self._pulses: list[Pulse] = []
         self._lock = threading.Lock()
         self.stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -222,12 +222,12 @@ class Heart:
         """Keep a claim alive while it is worked on."""
         pulse = Pulse(claim, self.stopping)
         with self._lock:
-            self._pulses[claim.job.id] = pulse
+            self._pulses.append(pulse)
         try:
             yield pulse
         finally:
             with self._lock:
-                del self._pulses[claim.job.id]
+                self._pulses.remove(pulse)
 
     def start(self) -> None:
         """Begin to beat."""
@@ -237,10 +237,11 @@ class Heart:
     def beat(self) -> None:
         """Renew once; jobs that are not ours any more are told so."""
         with self._lock:
-            pulses = list(self._pulses.values())
-        ours = self._jobs.heartbeat([pulse.claim for pulse in pulses], now=self._clock())
+            pulses = list(self._pulses)
+        newest = {pulse.claim.job.id: pulse for pulse in sorted(pulses, key=lambda pulse: pulse.claim.job.attempt)}
+        ours = self._jobs.heartbeat([pulse.claim for pulse in newest.values()], now=self._clock())
         for pulse in pulses:
-            if pulse.claim.job.id not in ours:
+            if pulse.claim.job.id not in ours or newest[pulse.claim.job.id] is not pulse:
                 pulse.lose()
 
     def expire(self) -> None:
@@ -279,7 +280,7 @@ def perform(
     Do a claimed job, and write down how it ended.
 
     1. `Done` finishes it.
-    2. `Transient` defers it, until its patience is over; `Permanent` fails it.
+    2. `Transient` defers it, until its patience is over; `Permanent`, `Refused` and `ConfigError` fail it.
     3. `Stopped` because the service stops gives it back, and the attempt does not count.
     4. Anything else is a bug: the job is held with its traceback.
 
@@ -308,8 +309,12 @@ def _ending(claim: Claim, done: Done | None, bug: Exception | None, *, patience:
         return _End(event=Event.YIELD, reason="its service was stopped; goes on when it is back")
     if isinstance(bug, Transient):
         return _deferred(claim, bug, patience=patience, now=now)
-    if isinstance(bug, Permanent | Refused):
+    if isinstance(bug, Permanent | Refused | ConfigError):
         return _End(event=Event.FAIL, reason=str(bug))
+    return _broken(claim, bug)
+
+
+def _broken(claim: Claim, bug: Exception) -> _End:
     log.error("job broke", job=claim.job.id, bug=told(bug), exc_info=bug)
     return _End(event=Event.BREAK, reason=f"a bug stopped it: {told(bug)}")
 
@@ -326,24 +331,26 @@ def _deferred(claim: Claim, error: Transient, *, patience: Patience, now: dateti
 
 def _write_down(claim: Claim, end: _End, *, jobs: Jobs, pulse: Pulse, clock: Clock) -> None:
     """Until it is written or not ours any more: what ended must not be forgotten because the ledger is away."""
-    done = end.done or Done()
     while True:
-        try:
-            jobs.end(
-                claim, end.event, now=clock(), reason=end.reason, due=end.due, follow_ups=done.follow_ups
-            )  # fmt: skip
-        except Overtaken as error:
-            log.info("job was taken away", job=claim.job.id, reason=str(error))
-            return
-        except LedgerAway as error:
-            log.warning("ledger away", job=claim.job.id, reason=str(error))
+        bug = guarded(lambda: _report(claim, end, jobs=jobs, now=clock()))  # noqa: B023 - called at once
+        if isinstance(bug, LedgerAway):
+            log.warning("ledger away", job=claim.job.id, reason=str(bug))
             if pulse.wait(_AFTER_A_BUG):
                 return
-            continue
-        log.info(
-            f"job {end.event}", job=claim.job.id, target=claim.job.target, attempt=claim.job.attempt, reason=end.reason
-        )
-        return
+        elif bug is None or isinstance(bug, Overtaken):
+            said = f"job {end.event}" if bug is None else "job was taken away"
+            why = str(bug or end.reason)
+            log.info(said, job=claim.job.id, target=claim.job.target, attempt=claim.job.attempt, reason=why)
+            return
+        elif end.event is Event.BREAK:
+            raise bug
+        else:
+            end = _broken(claim, bug)  # its follow-ups cannot be made; as it is, it would be done again for ever
+
+
+def _report(claim: Claim, end: _End, *, jobs: Jobs, now: datetime) -> None:
+    follow_ups = end.done.follow_ups if end.done else None
+    jobs.end(claim, end.event, now=now, reason=end.reason, due=end.due, follow_ups=follow_ups)
 
 
 def is_off_peak(book: Rulebook, now: datetime) -> bool:

@@ -29,6 +29,8 @@ _MOST_IN_A_BATCH = 500
 _STRAY = timedelta(seconds=5)
 _STRAYS_EVERY = timedelta(seconds=30)
 _PAUSE = timedelta(seconds=1)
+#: Between two batches: a commit for each image would cost four times the processor time, and hold up the senders.
+_BREATH = timedelta(milliseconds=100)
 
 _CALLING_AE_UNKNOWN = Rejection(result=1, source=1, reason=3)  # PS3.8 table 9-21
 _CALLED_AE_UNKNOWN = Rejection(result=1, source=1, reason=7)
@@ -273,6 +275,8 @@ class Indexer:
                 if self._stopping.wait(_PAUSE.total_seconds()):
                     return  # they lie in new/ and are found at the next start
                 continue
+            if batch:
+                self._stopping.wait(_BREATH.total_seconds())
             batch = []
 
     def _write_down(self, batch: Sequence[Arrival]) -> bool:

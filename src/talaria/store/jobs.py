@@ -11,12 +11,14 @@ from sqlalchemy import Connection
 
 from talaria.model.errors import Overtaken, Refused
 from talaria.model.job import Event, Extent, Job, Kind, Priority, State, after
-from talaria.store.ledger import AnyRow, Ledger, Subject, insert_one, write_event
-from talaria.store.schema import deliveries, instances, job_series, jobs, outcomes, series, studies
+from talaria.store.ledger import AnyRow, Ledger, Subject, insert_one, storable, write_event
+from talaria.store.schema import deliveries, events, instances, job_series, jobs, outcomes, series, studies
 from talaria.store.spool import new_ulid
 
 #: A worker that was not heard of for this long has lost its job.
 LEASE = timedelta(seconds=20)
+#: A job that so many workers died of since a person last looked is held: it may be what kills them.
+MOST_DEATHS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +158,7 @@ class Jobs:
         Raises:
             Overtaken: The lease was lost, or a person acted meanwhile; nothing was changed.
         """
-        changes: dict[str, Any] = {"owner": None, "lease": None, "reason": reason[:4000]}
+        changes: dict[str, Any] = {"owner": None, "lease": None, "reason": storable(reason)[:4000]}
         if due is not None:
             changes["due"] = due
         if event is Event.YIELD:
@@ -176,7 +178,12 @@ class Jobs:
             ]  # fmt: skip
 
     def expire(self, *, now: datetime, is_dead: Callable[[str], bool]) -> int:
-        """Make due again what was claimed by workers that are dead or were not heard of; how many."""
+        """
+        Take back what workers have that are dead or were not heard of: it is due again, or held after `MOST_DEATHS`.
+
+        Returns:
+            How many.
+        """
         with self._ledger.reading() as connection:
             rows = connection.execute(
                 sa.select(jobs.c.id, jobs.c.owner, jobs.c.lease).where(jobs.c.state == State.ACTIVE)
@@ -188,9 +195,7 @@ class Jobs:
                 row = _lock(connection, job_id)
                 if row.state != State.ACTIVE or not (row.lease is None or row.lease < now or is_dead(row.owner or "")):
                     continue
-                reason = f"taken up again: its worker {row.owner} was heard of no more"
-                changes = {"owner": None, "lease": None, "due": now, "reason": reason}
-                _move(connection, row, Event.EXPIRE, now=now, changes=changes, actor=row.owner or "")
+                _take_back(connection, row, now=now)
                 expired += 1
         return expired
 
@@ -307,10 +312,14 @@ def _next_due(
 
 
 def _lock(connection: Connection, job_id: int) -> AnyRow:
-    row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id).with_for_update()).first()
+    row = connection.execute(sa.select(jobs).where(_is_job(job_id)).with_for_update()).first()
     if row is None:
         raise Refused(f"there is no job {job_id}; `talaria jobs list` shows what there is")
     return row
+
+
+def _is_job(job_id: int) -> sa.ColumnElement[bool]:
+    return jobs.c.id == job_id if 0 < job_id < 1 << 63 else sa.false()  # a larger number is an error to a database
 
 
 def _is_ours(row: AnyRow, claim: Claim) -> bool:
@@ -337,6 +346,22 @@ def _move(  # the one place where a job's state changes
     if changes.get("reason"):
         detail["reason"] = changes["reason"]
     write_event(connection, f"job.{event}", now=now, subject=subject, actor=actor, **detail)
+
+
+def _take_back(connection: Connection, row: AnyRow, *, now: datetime) -> None:
+    deaths = (
+        1
+        + connection.execute(
+            sa.select(sa.func.count()).where(
+                events.c.job_id == row.id, events.c.kind == f"job.{Event.EXPIRE}", events.c.time >= row.since
+            )
+        ).scalar_one()
+    )
+    reason, what = f"taken up again: its worker {row.owner} was heard of no more", Event.EXPIRE
+    if deaths >= MOST_DEATHS:
+        reason, what = f"{deaths} workers died with it in hand; release it to try again", Event.BREAK
+    changes = {"owner": None, "lease": None, "due": now, "reason": reason}
+    _move(connection, row, what, now=now, changes=changes, actor=row.owner or "")
 
 
 def _forget_outcomes(connection: Connection, job_id: int) -> None:
@@ -398,7 +423,7 @@ def as_job(row: AnyRow) -> Job:
 
 
 def _job(connection: Connection, job_id: int) -> Job:
-    row = connection.execute(job_columns().where(jobs.c.id == job_id)).first()
+    row = connection.execute(job_columns().where(_is_job(job_id))).first()
     if row is None:
         raise Refused(f"there is no job {job_id}; `talaria jobs list` shows what there is")
     return as_job(row)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -153,8 +154,11 @@ class Ledger:
             cursor = raw.cursor()
 
             def version() -> int:
-                cursor.execute("PRAGMA data_version")
-                return int(cursor.fetchone()[0])
+                try:
+                    cursor.execute("PRAGMA data_version")
+                    return int((cursor.fetchone() or (0,))[0])
+                except sqlite3.Error as error:
+                    raise LedgerAway(f"ledger {self.name}: cannot be watched: {error}") from error
 
             yield version
 
@@ -177,12 +181,13 @@ def _engine(url: str) -> Engine:
                 pool_size=4,
                 max_overflow=60,
                 pool_timeout=_BUSY_SECONDS,
+                hide_parameters=True,  # they name patients, and errors are logged
             )
             event.listen(engine, "connect", _tune_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
             return engine
-        return sa.create_engine(address, pool_size=4, max_overflow=60, pool_pre_ping=True)
-    except sa.exc.ArgumentError as error:
+        return sa.create_engine(address, pool_size=4, max_overflow=60, pool_pre_ping=True, hide_parameters=True)
+    except (sa.exc.ArgumentError, ValueError) as error:
         raise ConfigError("database_url: not understood; say sqlite:///PATH or postgresql://USER@HOST/NAME") from error
     except ModuleNotFoundError as error:
         raise ConfigError(f"database_url: needs the package {error.name}; install talaria-dicom[postgres]") from error

@@ -244,7 +244,7 @@ class Listing:
         with self._ledger.reading() as connection:
             row = connection.execute(sa.select(studies).where(studies.c.study_instance_uid == study_uid)).first()
             if row is None:
-                raise Refused(f"no study {study_uid} is known here; `talaria studies list` shows what there is")
+                raise Refused(f"no study {study_uid} is known here; `talaria studies list` shows all")
             found = connection.execute(job_columns().where(jobs.c.study_id == row.id).order_by(jobs.c.id)).all()
             return StudyLife(
                 line=_study_lines(connection, [row])[0],

@@ -1,7 +1,7 @@
 """
 The spool: files lie still, under names of our own.
 
-    tmp/<ulid>                 arriving; swept at start
+    tmp/<ulid>.<process>       arriving; swept at start
     new/<ulid>.dcm             safe: synced, its directory synced; not yet in the ledger
     store/<xx>/<ulid>.dcm      in the ledger; never changed, never scanned
     work/<name>/               the folders of jobs, hard links into store/
@@ -80,6 +80,7 @@ class Spool:
         self._reserve_bytes = reserve_bytes
         self._tmp, self._new, self._store, self.work = (root / part for part in ("tmp", "new", "store", "work"))
         self._new_directory = os.open(self._new, os.O_RDONLY | os.O_DIRECTORY)
+        self._own = f"{os.getpid()}-{_born(os.getpid())}"
 
     @classmethod
     def create(cls, root: Path, *, clock: Clock) -> Self:
@@ -96,8 +97,9 @@ class Spool:
                 (root / "store" / ulid(0, number.to_bytes(10, "big"))[-2:]).mkdir(mode=0o750, exist_ok=True)
             marker = root / cls.MARKER
             if not marker.exists():
-                marker.write_text(new_ulid(clock()) + "\n")
+                _write_synced(marker.with_suffix(".new"), new_ulid(clock()) + "\n")
                 sync_directory(root / "store")
+                os.rename(marker.with_suffix(".new"), marker)
                 sync_directory(root)
         except OSError as error:
             raise ConfigError(
@@ -120,6 +122,8 @@ class Spool:
         """
         try:
             name = (root / cls.MARKER).read_text().strip()
+            if not name:
+                raise ConfigError(f"spool {root}: its marker file {cls.MARKER} is empty; write its name there again")
             return cls(root, name=name, clock=clock, reserve_bytes=reserve_bytes)
         except OSError as error:
             raise ConfigError(
@@ -131,8 +135,7 @@ class Spool:
         """Remove what was still arriving when a receiver died; nothing of it was ever acknowledged. How many."""
         swept = 0
         for path in self._tmp.iterdir():
-            owner = path.name.partition(".")[2]
-            if not (owner.isdigit() and _runs(int(owner))):
+            if not _runs(path.name.partition(".")[2]):
                 path.unlink(missing_ok=True)
                 swept += 1
         return swept
@@ -144,7 +147,7 @@ class Spool:
         Raises:
             NoRoom: The marker is gone: unmounted, or replaced by an empty folder.
         """
-        if not (self.root / self.MARKER).exists():
+        if not os.path.exists(f"{self.root}/{self.MARKER}"):
             raise NoRoom(f"spool {self.root}: its marker file is gone; is the disk mounted?")
 
     def capacity(self) -> tuple[int, int]:
@@ -181,7 +184,7 @@ class Spool:
     def shelve(self, instance_id: str) -> None:
         """Move from `new/` to `store/`, once its row is committed; doing it again does nothing."""
         with contextlib.suppress(FileNotFoundError):
-            os.rename(self._new / f"{instance_id}.dcm", self._shelf(instance_id))
+            os.rename(f"{self._new}/{instance_id}.dcm", f"{self._store}/{instance_id[-2:]}/{instance_id}.dcm")
 
     def forget(self, instance_id: str) -> None:
         """Remove from `new/` what the ledger found to be an identical copy of what it has."""
@@ -232,17 +235,18 @@ class Spool:
         with _disk("take a result"), open_regular(source) as file:
             meta = parse_meta(file.read(META_LIMIT_BYTES))
             file.seek(0)
-            temporary = self._tmp / f"{instance_id}.{os.getpid()}"
+            temporary = self._tmp / f"{instance_id}.{self._own}"
             digest = hashlib.sha256()
             size = -meta.offset
-            with open(temporary, "xb", opener=_private) as copy:
+            with contextlib.ExitStack() as undo, open(temporary, "xb", opener=_private) as copy:
+                undo.callback(temporary.unlink, missing_ok=True)
                 while chunk := file.read(_CHUNK_BYTES):
                     digest.update(chunk[max(0, -size) :])
                     size += len(chunk)
                     copy.write(chunk)
                 copy.flush()
                 os.fsync(copy.fileno())
-            os.rename(temporary, self._shelf(instance_id))
+                os.rename(temporary, self._shelf(instance_id))
             sync_directory(self._shelf(instance_id).parent)
         return size, digest.hexdigest()
 
@@ -295,13 +299,17 @@ class Arriving:
         self.size_bytes = 0
         self.head = bytearray()
         self._spool = spool
-        self._path = str(spool._tmp / f"{name}.{os.getpid()}")  # noqa: SLF001 - two halves of one thing
+        self._path = f"{spool._tmp}/{name}.{spool._own}"  # noqa: SLF001 - two halves of one thing
         self._digest = hashlib.sha256()
         frame = build_meta(meta)
         self._offset = len(frame)
         with _disk("begin a file"):
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
-            self._write([memoryview(frame)], len(frame))
+            try:
+                self._write([memoryview(frame)], len(frame))
+            except OSError:
+                self.discard()
+                raise
 
     def write(self, fragments: Sequence[memoryview]) -> None:
         """
@@ -347,7 +355,7 @@ class Arriving:
         with _disk("sync an instance"):
             os.fsync(self._descriptor)
             self._spool.check()
-            new = str(self._spool._new / f"{self.instance_id}.dcm")  # noqa: SLF001 - two halves of one thing
+            new = f"{self._spool._new}/{self.instance_id}.dcm"  # noqa: SLF001 - two halves of one thing
             os.rename(self._path, new)
             self._path = new
             os.fsync(self._spool._new_directory)  # noqa: SLF001 - two halves of one thing
@@ -388,9 +396,26 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o444)
 
 
-def _runs(pid: int) -> bool:
-    """Whether a process of that number runs on this host."""
-    return os.path.exists(f"/proc/{pid}")
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _runs(process: str) -> bool:
+    """Whether a process, `<pid>-<start time>`, still runs; in a container the next one often has the same number."""
+    pid, _, born = process.partition("-")
+    return pid.isdigit() and born != "" and _born(int(pid)) == born
+
+
+def _born(pid: int) -> str:
+    """The kernel's start time of a process, field 22 of proc(5); empty where there is none of that number."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[19]
 
 
 def origin_of(meta: FileMeta) -> Origin:

@@ -37,7 +37,7 @@ JobId = Annotated[int, Path(description="The job's number.", ge=1, le=_MOST)]
 Limit = Annotated[int, Query(description="Items wanted; the answer may have fewer.", ge=1, le=PAGE)]
 Number = Annotated[str | None, Query(description="`next` of the page before.", pattern=r"^[0-9]{1,18}$")]
 Place = Annotated[
-    str | None, Query(description="`next` of the page before.", pattern=r"^[0-9T:.+-]{10,40}~[0-9]{1,18}$")
+    str | None, Query(description="`next` of the page before.", pattern=r"^[0-9TZ:.-]{10,40}~[0-9]{1,18}$")
 ]
 Name = Annotated[str | None, Query(description="By the name it has in the rulebook.", max_length=200)]
 JobState = Annotated[model.State | None, Query(description="Where it stands.")]

@@ -22,7 +22,7 @@ from talaria.store.spool import Spool
 from talaria.web.api import LOG_CHARACTERS, StudyUID
 from talaria.web.auth import COOKIE, SESSION_LIFETIME, Caller, Entrance, local_path
 from talaria.web.health import MISSED, disk_of, services_of
-from talaria.web.phrases import Clockface, bytes_in_words, event_in_words, name_in_words
+from talaria.web.phrases import Clockface, bytes_in_words, event_in_words, name_in_words, seconds_in_words, thousands
 
 #: Studies on the first page.
 _LAST = 50
@@ -60,10 +60,8 @@ class Templates:
         self._environment.filters |= {
             "bytes": bytes_in_words,
             "person": name_in_words,
-            "thousands": _thousands,
-            "seconds": lambda seconds: (
-                span_in_words(timedelta(seconds=seconds)) if seconds >= 10 else f"{seconds:.1f} s"
-            ),
+            "thousands": thousands,
+            "seconds": seconds_in_words,
         }
 
     def static_address(self, name: str) -> str:

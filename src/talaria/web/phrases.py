@@ -117,7 +117,7 @@ _EVENTS: Mapping[str, str] = {
     "case.held": "rule {rule} is held: {reason}",
     "case.supplement": "late instances came for rule {rule}: supplement {supplement}",
     "instance.repeat": "an identical copy of an instance came again; it was counted",
-    "instance.conflict": "other content came under SOP Instance UID {sop_instance_uid}; both are kept, the newest is used",
+    "instance.conflict": "other content came under SOP Instance UID {sop_instance_uid}; both are kept, the newest used",
     "module.ran": "module {module} ran for {seconds} s and ended with {code}: {reason}",
     "job.made": "made: {job_kind} for rule {rule}, target {target}",
     "job.claim": "taken up, attempt {attempt}",

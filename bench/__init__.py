@@ -1,0 +1,1 @@
+"""Benchmarks: each runs its peers beside ours, interleaved, and prints ratios; none of them is a test."""

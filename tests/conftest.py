@@ -1,0 +1,90 @@
+"""What tests of several rooms stand on: a ledger on each database, made anew for every test."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from talaria.store.ledger import Ledger
+from talaria.testing import MovedClock
+
+POSTGRESQL = Path("/usr/lib/postgresql")
+AS_POSTGRES = ("runuser", "-u", "postgres", "--") if os.geteuid() == 0 else ()
+
+
+def make_ledger(url: str) -> None:
+    """A ledger with all tables and nothing in them."""
+    ledger = Ledger.open(url)
+    ledger.migrate(now=MovedClock().now())
+    ledger.close()
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new ledger as one file, to be copied."""
+    path = tmp_path_factory.mktemp("template") / "ledger.db"
+    make_ledger(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """A cluster of our own on the loopback, gone at the end; the address of its servers, without a database."""
+    programs = max(POSTGRESQL.glob("*/bin"), default=POSTGRESQL)
+    folder = Path(tempfile.mkdtemp(prefix="talaria-postgresql-", dir="/tmp"))
+    if AS_POSTGRES:
+        shutil.chown(folder, "postgres", "postgres")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+    run = (*AS_POSTGRES, programs / "pg_ctl", "-D", folder / "cluster", "-s", "-w")
+    initdb = (programs / "initdb", "-D", folder / "cluster", "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8")
+    subprocess.run([*AS_POSTGRES, *initdb], check=True, stdout=subprocess.DEVNULL, cwd=folder)
+    subprocess.run([*run, "-l", folder / "log", "-o", options, "start"], check=True, cwd=folder)
+    address = f"postgresql://postgres@127.0.0.1:{port}"
+    make_database(address, "template", source="template0")
+    make_ledger(f"{address}/template")
+    yield address
+    subprocess.run([*run, "-m", "immediate", "stop"], check=True, cwd=folder)
+    shutil.rmtree(folder)
+
+
+def make_database(address: str, name: str, *, source: str) -> None:
+    """A database of that name, a copy of *source*."""
+    engine = sa.create_engine(address.replace("postgresql:", "postgresql+psycopg:", 1) + "/postgres")
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(f'CREATE DATABASE "{name}" TEMPLATE "{source}"')
+    engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a new ledger is, with all tables and nothing in them."""
+    if request.param == "sqlite":
+        shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "ledger.db")
+        return f"sqlite:///{tmp_path}/ledger.db"
+    address, name = request.getfixturevalue("postgresql"), f"t{secrets.token_hex(8)}"
+    make_database(address, name, source="template")
+    return f"{address}/{name}"
+
+
+@pytest.fixture
+def ledger(ledger_url: str) -> Iterator[Ledger]:
+    """That ledger, opened."""
+    opened = Ledger.open(ledger_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def clock() -> MovedClock:
+    """A clock that stands until the test moves it."""
+    return MovedClock()

@@ -1,0 +1,99 @@
+"""Killed in the middle, again and again: what was acknowledged is delivered, with no hand on it."""
+
+import os
+import random
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from orchestra import data_sets, files_of
+from serving import Serving, until
+from talaria.dimse.command import Meaning
+from talaria.dimse.files import Found, find_instances
+from talaria.dimse.scu import Peer, Sender
+from talaria.model.dicom import AETitle
+from talaria.model.errors import TalariaError
+from talaria.testing import synthetic_ct
+
+pytestmark = pytest.mark.server
+
+KILLS = 10
+
+
+class LedgerSender(threading.Thread):
+    """Sends files over one association until it breaks; writes down, synced, what was acknowledged."""
+
+    def __init__(self, port: int, files: Sequence[Path], ledger: Path) -> None:
+        super().__init__(name="ledger-sender")
+        self._port, self._files, self._ledger = port, files, ledger
+        self.acknowledged: list[Path] = []
+
+    def run(self) -> None:
+        """Send until the end of the files or of the peer."""
+        found = [item for item in find_instances(self._files) if isinstance(item, Found)]
+        peer = Peer(host="127.0.0.1", port=self._port, called_ae=AETitle("TALARIA"), calling_ae=AETitle("CT1"))
+        descriptor = os.open(self._ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            with Sender(peer, [found[0].context]) as sender:
+                for item in found:
+                    result = sender.store(item.path, context=item.context, sop_instance_uid=item.meta.sop_instance_uid)
+                    if result.meaning is Meaning.STORED:
+                        os.write(descriptor, f"{item.meta.sop_instance_uid}\n".encode())
+                        os.fdatasync(descriptor)
+                        self.acknowledged.append(item.path)
+        except TalariaError:
+            pass  # the peer was killed: that is the point
+        finally:
+            os.close(descriptor)
+
+
+def test_killed_ten_times_in_mid_transfer_loses_nothing(tmp_path: Path, serving: Serving) -> None:
+    """
+    The whole process group is killed ten times at random moments while two senders send; after the last restart every
+    acknowledged instance is in the folder, byte for byte, and no job has failed.
+    """
+    chance = random.Random(20260105)
+    (tmp_path / "out").mkdir()
+    serving.apply(
+        f"""
+        settings: {{series_quiet: 1s}}
+        targets:
+          share: {{kind: folder, path: {tmp_path}/out, retry: {{first: 1s, most: 2s}}}}
+        modules:
+          same: {{builtin: pass}}
+        rules:
+          all: {{when: "True", action: process, process: [same], keep_inputs: true, send: [share]}}
+        """
+    )
+    acknowledged: list[Path] = []
+    for number in range(KILLS):
+        serving.start()
+        senders = [
+            LedgerSender(
+                serving.dicom_port,
+                synthetic_ct(tmp_path / f"in-{number}-{which}", seed=100 * number + which, slices=400, side=64).paths,
+                tmp_path / "acknowledged",
+            )
+            for which in range(2)
+        ]
+        for sender in senders:
+            sender.start()
+        time.sleep(chance.uniform(0.1, 2.5))  # the moment of the kill is what is tried here
+        serving.kill()
+        for sender in senders:
+            sender.join(30)
+            acknowledged += sender.acknowledged
+    serving.start()
+    until(serving.is_idle, seconds=180, what="the deliveries")
+    delivered = files_of(tmp_path / "out")
+    expected = data_sets(acknowledged)
+
+    assert len(expected) > 100
+    assert {} == {uid: "lost" for uid in expected if uid not in delivered}
+    assert expected == {uid: delivered[uid] for uid in expected}
+    assert [] == serving.json("jobs", "list", "--state", "failed")["items"]
+    assert [] == serving.json("jobs", "list", "--state", "held")["items"]
+    assert 0 == serving.stop()
