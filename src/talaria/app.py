@@ -164,6 +164,7 @@ class Home:
             self._compare_identity()
             return
         file.write_text(self.ledger.identity() + "\n")
+        file.chmod(0o640)
 
     def _compare_identity(self) -> None:
         own = (self.config.home / _IDENTITY).read_text().strip()
@@ -327,8 +328,10 @@ def run_service(config: Config, service: str) -> None:
             log.warning("cannot say that it lives", reason=str(bug))
         if stopping.wait(5):
             break
+    log.info("stopping")
     running.stop()
     guarded(lambda: workers.gone(own, service))
+    log.info("stopped")
 
 
 # -- all of them, supervised --

@@ -20,7 +20,8 @@ from talaria.dimse.scu import Damaged, NotAccepted, Peer, Sender, StoreResult
 from talaria.model.config import Config
 from talaria.model.dicom import AETitle
 from talaria.model.errors import ConfigError, TalariaError
-from talaria.model.job import Event, Job
+from talaria.model.job import Event, Job, Kind, Priority, State
+from talaria.web.phrases import event_in_words
 
 if TYPE_CHECKING:
     from talaria import app
@@ -30,6 +31,12 @@ F = TypeVar("F", bound=Callable[..., None])
 
 #: As `app.SERVICES`; `serve` says so where they part.
 _SERVICES = ("receiver", "router", "processor", "dispatcher", "cleaner", "bookkeeper", "web")
+
+
+#: How a study can stand.
+_STANDINGS = (
+    "receiving", "collecting", "pending", "active", "deferred", "held", "done", "failed", "cancelled", "discarded"
+)  # fmt: skip
 
 
 def _open(config: Config) -> "app.Home":
@@ -329,15 +336,20 @@ def studies() -> None:
 
 
 @studies.command("list")
-@click.option("--state", help="Only those in this state, such as deferred, failed, held, done, discarded.")
-@click.option("--limit", default=50, show_default=True, help="How many.")
+@click.option("--state", type=click.Choice(_STANDINGS), help="Only those that stand so.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many.")
 @_as_json
 @click.pass_context
 def studies_list(context: click.Context, state: str | None, limit: int, as_json: bool) -> None:
     """Studies, the one heard of last first."""
-    page = _home(context).listing.studies(limit=limit, state=state)
+    listing = _home(context).listing
+    page = listing.studies(limit=limit, state=state)
+    items = list(page.items)
+    while page.next is not None and len(items) < limit:  # a page holds fewer where a state was asked for
+        page = listing.studies(limit=limit - len(items), after=page.next, state=state)
+        items += page.items
     if as_json:
-        _print_json({"items": page.items, "next": page.next})
+        _print_json({"items": items, "next": page.next})
         return
     _print_table(
         ("STATE", "STUDY", "DESCRIPTION", "SERIES", "IMAGES", "UPDATED", "RULES", "REASON"),
@@ -346,10 +358,13 @@ def studies_list(context: click.Context, state: str | None, limit: int, as_json:
                 line.state, line.study_uid, line.description, line.series, line.instances, _ago(line.updated),
                 ", ".join(line.rules), line.reason,
             )
-            for line in page.items
+            for line in items
         ],
-        empty="No study yet. Send one:  talaria send FOLDER --to HOST:PORT --called TALARIA",
+        empty=f"No study is {state}." if state else
+        "No study yet. Send one:  talaria send FOLDER --to HOST:PORT --called TALARIA",
     )  # fmt: skip
+    if page.next is not None:
+        click.echo(f"(there are more; --limit {2 * limit} shows twice as many)")
 
 
 @studies.command("show")
@@ -377,9 +392,13 @@ def studies_show(context: click.Context, study_uid: str, as_json: bool) -> None:
     _print_jobs(life.jobs)
     click.echo("")
     _print_table(
-        ("WHEN", "EVENT", "WHAT"),
+        ("WHEN", "", "WHAT"),
         [
-            (e.time.astimezone().strftime("%Y-%m-%d %H:%M:%S"), e.kind, _detail(e.detail, job=e.job_id))
+            (
+                e.time.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
+                f"job {e.job_id}" if e.job_id else "",
+                event_in_words(e.kind, actor=e.actor, detail=e.detail),
+            )
             for e in life.events
         ],
     )
@@ -391,11 +410,11 @@ def jobs() -> None:
 
 
 @jobs.command("list")
-@click.option("--state", help="pending, active, deferred, held, done, failed or cancelled.")
+@click.option("--state", type=click.Choice([str(state) for state in State]), help="Only those in this state.")
 @click.option("--rule", help="Of this rule.")
 @click.option("--target", help="For this target.")
-@click.option("--kind", help="process or dispatch.")
-@click.option("--limit", default=50, show_default=True, help="How many.")
+@click.option("--kind", type=click.Choice([str(kind) for kind in Kind]), help="Only those of this kind.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many.")
 @_as_json
 @click.pass_context
 def jobs_list(  # the options of a list
@@ -421,7 +440,7 @@ def jobs_show(context: click.Context, job_id: int, as_json: bool) -> None:
         _print_json(job)
         return
     for name, value in dataclasses.asdict(job).items():
-        click.echo(f"{name:20} {value}")
+        click.echo(f"{name:20} {_in_words(value)}".rstrip())
 
 
 def _act(event: Event) -> Callable[..., None]:
@@ -576,10 +595,13 @@ def _ago(moment: datetime) -> str:
     raise AssertionError
 
 
-def _detail(detail: Mapping[str, Any], *, job: int | None) -> str:
-    parts = [f"job {job}"] if job else []
-    parts += [f"{key} {value}" for key, value in detail.items() if value not in (None, "", [], 0)]
-    return ", ".join(parts)
+def _in_words(value: Any) -> str:
+    """A field of a job; a moment in the time of whoever reads it."""
+    if isinstance(value, datetime):
+        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+    if isinstance(value, Priority):
+        return value.name.lower()
+    return "" if value is None else str(value)
 
 
 def _print_json(value: Any) -> None:

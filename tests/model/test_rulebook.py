@@ -43,6 +43,7 @@ from talaria.model.rulebook import (
     parse,
 )
 from talaria.model.rules import Context
+from talaria.registry import discover
 
 
 class Dicom(Target):
@@ -344,11 +345,7 @@ def test_ten_thousand_lines_are_read() -> None:
 # -- what is refused --
 
 
-def test_every_problem_is_told_with_its_line() -> None:
-    """
-    A rulebook is refused with everything that is wrong with it, in the order of its lines.
-    """
-    text = """\
+WRONG = """\
 settings:
   series_quiet: 60
   time_zone: Europe/Berln
@@ -377,8 +374,7 @@ rules:
 sendrs: {}
 """
 
-    assert (
-        """\
+TOLD = """\
 line 2: settings.series_quiet: 60 is not a duration; write 90s, 15m, 2h, 3d or never
 line 3: settings.time_zone: time zone 'Europe/Berln' is not known; did you mean 'Europe/Berlin'?
 line 5: listeners.A\\B: 'A\\\\B' is not an AE title: 1 to 16 printable ASCII characters, no backslash, not all blanks
@@ -408,9 +404,14 @@ line 23: rules.head.action: should be one of: route, process, notify, discard; i
 line 24: rules.body.process: module 'ded' is not defined; did you mean 'deid'?
 line 25: rules.chest-ct: is given twice, first on line 18
 line 26: sendrs: unknown section; did you mean 'senders'?
-""".splitlines()
-        == problems(text)
-    )
+"""
+
+
+def test_every_problem_is_told_with_its_line() -> None:
+    """
+    A rulebook is refused with everything that is wrong with it, in the order of its lines.
+    """
+    assert TOLD.splitlines() == problems(WRONG)
 
 
 def test_extra_tag_that_nobody_knows() -> None:
@@ -862,3 +863,15 @@ def test_one_character_changed(data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(GOOD) - 1))
     text = GOOD[:place] + data.draw(st.characters()) + GOOD[place + 1 :]
     assert refused_with(text) != ()
+
+
+def test_tags_of_a_layout_are_recorded() -> None:
+    """
+    What a target's settings speak of is recorded of every series, whoever else reads it.
+    """
+    book = parse(
+        "targets: {share: {kind: folder, path: /o, layout: '{PatientAge}/{0019,10AB}'}}\nrules: {}\n",
+        shelves=discover(),
+    )
+
+    assert {"PatientAge", "0019,10ab"} <= {name.lower() if "," in name else name for name in book.recorded_names}

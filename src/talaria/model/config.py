@@ -73,7 +73,7 @@ class Config(BaseModel):
     allow_plain_http: bool = False
     """Whether the pages may be served without TLS on an address that others can reach."""
     metrics_open: bool = False
-    """Whether /metrics needs no token."""
+    """Whether /metrics needs no token; there is none in this version."""
     receiver_processes: Annotated[int, Field(ge=1, le=64)] = 1
     """How many processes receive, on one port."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -85,7 +85,7 @@ class Config(BaseModel):
     admin_token: SecretStr | None = None
     """Becomes an administrator's API token at `init` or the first `serve`."""
     max_associations: Annotated[int, Field(ge=1, le=10_000)] = 64
-    """Accepted associations at a time, all receiver processes together."""
+    """Accepted associations at a time, in each receiver process."""
     max_associations_per_address: Annotated[int, Field(ge=1, le=10_000)] = 16
     """Of these from one address."""
     max_pending_connections: Annotated[int, Field(ge=1, le=100_000)] = 256
@@ -137,8 +137,9 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.dicom_tls_port:
-            raise ValueError("dicom_tls_port: DICOM over TLS is not available in this version; leave it out")
+        for key in ("dicom_tls_port", "tls_certificate", "tls_key", "tls_ca"):
+            if getattr(self, key):
+                raise ValueError(f"{key}: DICOM over TLS is not available in this version; leave it out")
         if bool(self.web_tls_certificate) != bool(self.web_tls_key):
             raise ValueError("web_tls_certificate and web_tls_key belong together; give both or none")
         if self.spool == self.home or self.spool in self.home.parents:

@@ -421,8 +421,9 @@ def _supplement_case(plan: Plan, view: SeriesView, case: CaseView, revisions: Re
 
 def _is_discarded(plan: Plan, view: SeriesView) -> bool:
     """Whether a rule discards the series; that wins over the rules that took it before."""
-    states = [(part.state, part.rule) for part in (*view.cases, *plan.openings)]
-    return any(state is CaseState.DISCARDED and rule for state, rule in states)
+    states = [(case.state, case.rule) for case in view.cases]
+    states += [(opening.state, opening.rule) for opening in plan.openings]
+    return any(state is CaseState.DISCARDED and rule != "" for state, rule in states)
 
 
 # -- a study --

@@ -297,7 +297,8 @@ class Rulebook:
         """The tags to record of every series, each once: usual ones, extra ones, those that rules and targets read."""
         read_by_rules = [name for rule in self.rules for name in sorted(rule.expression.names)]
         extra = [recorded_name(name) for name in self.settings.extra_tags]
-        names = dict.fromkeys([*RECORDED, *extra, *read_by_rules])
+        layouts = [recorded_name(name) for entry in self.targets.values() for name in entry.plug.reads]
+        names = dict.fromkeys([*RECORDED, *extra, *read_by_rules, *layouts])
         return tuple(name for name in names if name not in ASSOCIATION_NAMES)
 
 

@@ -340,7 +340,7 @@ def _write_down(claim: Claim, end: _End, *, jobs: Jobs, pulse: Pulse, clock: Clo
         elif bug is None or isinstance(bug, Overtaken):
             said = f"job {end.event}" if bug is None else "job was taken away"
             why = str(bug or end.reason)
-            log.info(said, job=claim.job.id, target=claim.job.target, attempt=claim.job.attempt, reason=why)
+            log.debug(said, job=claim.job.id, target=claim.job.target, attempt=claim.job.attempt, reason=why)
             return
         elif end.event is Event.BREAK:
             raise bug

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -174,7 +175,7 @@ def _engine(url: str) -> Engine:
         if address.drivername == "postgresql":
             address = address.set(drivername="postgresql+psycopg")
         if address.get_backend_name() == "sqlite":
-            Path(address.database or "").parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            _make_private(Path(address.database or ""))
             engine = sa.create_engine(
                 address,
                 connect_args={"timeout": _BUSY_SECONDS},
@@ -191,6 +192,13 @@ def _engine(url: str) -> Engine:
         raise ConfigError("database_url: not understood; say sqlite:///PATH or postgresql://USER@HOST/NAME") from error
     except ModuleNotFoundError as error:
         raise ConfigError(f"database_url: needs the package {error.name}; install talaria-dicom[postgres]") from error
+
+
+def _make_private(path: Path) -> None:
+    """A new ledger is for its owner and group alone, since it names patients; SQLite's own files beside it follow."""
+    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640))
 
 
 def _tune_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
