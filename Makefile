@@ -19,10 +19,10 @@ demo: .venv/.run  ## Run everything once in a temporary home; KEEP=1 leaves it r
 
 test: .venv/.dev  ## Install what the tests need (system packages too) and run them all.
 	@scripts/components
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest -n 2 --dist worksteal
 
 test-fast: .venv/.dev  ## Run the tests that need no server, in under a minute.
-	@.venv/bin/python -m pytest -m "not server"
+	@.venv/bin/python -m pytest -n 2 --dist worksteal -m "not server and not soak"
 
 check: .venv/.dev  ## Look at style, types, imports and documentation.
 	@.venv/bin/ruff check
@@ -44,7 +44,7 @@ bench: .venv/.dev  ## Measure, each peer beside ours in the same run; a few minu
 
 soak: .venv/.dev  ## Kill it again and again for an hour (MINUTES=60), and count what was lost.
 	@scripts/components
-	@TALARIA_SOAK_MINUTES=$(or $(MINUTES),60) .venv/bin/python -m pytest tests/faults -m soak
+	@TALARIA_SOAK_MINUTES=$(or $(MINUTES),60) .venv/bin/python -m pytest -m soak
 
 clean:  ## Remove what was built.
 	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

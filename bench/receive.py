@@ -248,16 +248,17 @@ def memory(receiver: Receiver) -> str:
 
 def table(senders: int, results: dict[str, Figures]) -> str:
     """One line per receiver; medians."""
-    limit = measure.middle(next(iter(results.values())).rates)
+    limit, durable = (measure.middle(one.rates) for one in list(results.values())[:2])
     lines = [
         f"{senders} sender{'s' * (senders > 1)}, images of {len(images.template()) / 1000:.0f} KB ({measure.load()})",
-        f"{'':36} {'images/s':>8} {'(range)':>11} {'of raw':>7} {'incl. rows':>10} {'CPU-s/1000':>10} {'indexer':>8}",
+        f"{'':36} {'images/s':>8} {'(range)':>11} {'of raw':>7} {'of synced':>9} {'incl. rows':>10} "
+        f"{'CPU-s/1000':>10} {'indexer':>8}",
     ]
     for name, one in results.items():
         rate = measure.middle(one.rates)
         indexer = f"{measure.middle(one.lasting):8.2f}" if name.startswith("talaria") else ""
         lines.append(
-            f"{name:36} {rate:8.0f} {measure.spread(one.rates):>11} {rate / limit:7.2f} "
+            f"{name:36} {rate:8.0f} {measure.spread(one.rates):>11} {rate / limit:7.2f} {rate / durable:9.2f} "
             f"{measure.middle(one.settled_rates):10.0f} {measure.middle(one.processor):10.2f} {indexer}"
         )
     return "\n".join(lines)

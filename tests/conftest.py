@@ -12,18 +12,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from rows import make_ledger
 from talaria.store.ledger import Ledger
 from talaria.testing import MovedClock
 
 POSTGRESQL = Path("/usr/lib/postgresql")
 AS_POSTGRES = ("runuser", "-u", "postgres", "--") if os.geteuid() == 0 else ()
-
-
-def make_ledger(url: str) -> None:
-    """A ledger with all tables and nothing in them."""
-    ledger = Ledger.open(url)
-    ledger.migrate(now=MovedClock().now())
-    ledger.close()
 
 
 @pytest.fixture(scope="session")

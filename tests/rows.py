@@ -52,6 +52,13 @@ rules:
 TO_X = "to-x: {when: 'True', send: [x]}"
 
 
+def make_ledger(url: str) -> None:
+    """A ledger with all tables and nothing in them."""
+    ledger = Ledger.open(url)
+    ledger.migrate(now=MovedClock().now())
+    ledger.close()
+
+
 def book_of(*rules: str, number: int = 1) -> Rulebook:
     """A rulebook of rules, a line each."""
     return parse(HEAD + "".join(f"  {rule}\n" for rule in rules), shelves=SHELVES, number=number)

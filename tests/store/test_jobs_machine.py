@@ -11,8 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from conftest import make_ledger
-from rows import SPOOL, Rows
+from rows import SPOOL, Rows, make_ledger
 from talaria.model.errors import Overtaken, Refused
 from talaria.model.job import TRANSITIONS, Event, Kind, State
 from talaria.store.jobs import LEASE, MOST_DEATHS, Claim

@@ -22,10 +22,10 @@ def test_file_and_directory_are_synced_before_the_answer(tmp_path: Path, serving
     (pid,) = until(lambda: serving.pids("receiver"), seconds=20, what="the receiver's word")
     trace = tmp_path / "trace"
     tracer = subprocess.Popen(
-        ["strace", "-f", "-y", "-e", f"trace={CALLS}", "-o", str(trace), "-p", str(pid)],
+        ["strace", "-ff", "-y", "-e", f"trace={CALLS}", "-o", str(trace), "-p", str(pid)],
         stderr=subprocess.DEVNULL,
     )
-    until(trace.exists, seconds=20, what="strace")
+    until(lambda: list(tmp_path.glob("trace.*")), seconds=20, what="strace")
     status = Path(f"/proc/{pid}/status")
     until(lambda: f"TracerPid:\t{tracer.pid}" in status.read_text(), seconds=20, what="strace to attach")
     tally = serving.send(*synthetic_ct(tmp_path / "ct", seed=5, slices=5, side=64).paths)
@@ -34,18 +34,15 @@ def test_file_and_directory_are_synced_before_the_answer(tmp_path: Path, serving
     serving.stop()
 
     assert 5 == tally["stored"]
-    assert ["file synced", "renamed into new/", "new/ synced", "answered"] * 5 == told(trace.read_text())
+    assert ["file synced", "renamed into new/", "new/ synced", "answered"] * 5 == told(
+        [file.read_text() for file in tmp_path.glob("trace.*")]
+    )
 
 
-def told(trace: str) -> list[str]:
+def told(traces: list[str]) -> list[str]:
     """What the one thread that received did, in order; its other calls are of no matter here."""
-    by_thread: dict[str, list[str]] = {}
-    for line in trace.splitlines():
-        thread, _, call = line.partition(" ")
-        word = meaning(call.strip())
-        if word:
-            by_thread.setdefault(thread, []).append(word)
-    receiving = [words for words in by_thread.values() if "renamed into new/" in words]
+    by_thread = [[word for line in trace.splitlines() if (word := meaning(line))] for trace in traces]
+    receiving = [words for words in by_thread if "renamed into new/" in words]
     assert 1 == len(receiving)
     words = receiving[0]
     return words[words.index("file synced") : len(words) - words[::-1].index("answered")][: 4 * 5]

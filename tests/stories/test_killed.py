@@ -50,6 +50,50 @@ class LedgerSender(threading.Thread):
             os.close(descriptor)
 
 
+def rulebook(folder: Path) -> str:
+    """Every image through a module; results and originals into a folder."""
+    return f"""
+settings: {{series_quiet: 1s}}
+targets:
+  share: {{kind: folder, path: {folder}/out, retry: {{first: 1s, most: 2s}}}}
+modules:
+  same: {{builtin: pass}}
+rules:
+  all: {{when: "True", action: process, process: [same], keep_inputs: true, send: [share]}}
+"""
+
+
+def kill_in_mid_transfer(serving: Serving, number: int, chance: random.Random, *, slices: int) -> list[Path]:
+    """Start everything, send with two senders, kill the whole process group at some moment; what was acknowledged."""
+    serving.start()
+    senders = []
+    for which in range(2):
+        folder = serving.folder / f"in-{number}-{which}"
+        files = synthetic_ct(folder, seed=100 * number + which, slices=slices, side=64).paths
+        senders.append(LedgerSender(serving.dicom_port, files, serving.folder / "acknowledged"))
+    for sender in senders:
+        sender.start()
+    time.sleep(chance.uniform(0.1, 2.0))  # the moment of the kill is what is tried here
+    serving.kill()
+    for sender in senders:
+        sender.join(30)
+    return [path for sender in senders for path in sender.acknowledged]
+
+
+def all_arrives(serving: Serving, acknowledged: Sequence[Path]) -> None:
+    """After a last start everything acknowledged is delivered, byte for byte, and no job has failed."""
+    serving.start()
+    until(serving.is_idle, seconds=240, what="the deliveries")
+    delivered = files_of(serving.folder / "out")
+    expected = data_sets(acknowledged)
+
+    assert {} == {uid: "lost" for uid in expected if uid not in delivered}
+    assert expected == {uid: delivered[uid] for uid in expected}
+    assert [] == serving.json("jobs", "list", "--state", "failed")["items"]
+    assert [] == serving.json("jobs", "list", "--state", "held")["items"]
+    assert 0 == serving.stop()
+
+
 def test_killed_ten_times_in_mid_transfer_loses_nothing(tmp_path: Path, serving: Serving) -> None:
     """
     The whole process group is killed ten times at random moments while two senders send; after the last restart every
@@ -57,43 +101,32 @@ def test_killed_ten_times_in_mid_transfer_loses_nothing(tmp_path: Path, serving:
     """
     chance = random.Random(20260105)
     (tmp_path / "out").mkdir()
-    serving.apply(
-        f"""
-        settings: {{series_quiet: 1s}}
-        targets:
-          share: {{kind: folder, path: {tmp_path}/out, retry: {{first: 1s, most: 2s}}}}
-        modules:
-          same: {{builtin: pass}}
-        rules:
-          all: {{when: "True", action: process, process: [same], keep_inputs: true, send: [share]}}
-        """
-    )
+    serving.apply(rulebook(tmp_path))
     acknowledged: list[Path] = []
     for number in range(KILLS):
-        serving.start()
-        senders = [
-            LedgerSender(
-                serving.dicom_port,
-                synthetic_ct(tmp_path / f"in-{number}-{which}", seed=100 * number + which, slices=400, side=64).paths,
-                tmp_path / "acknowledged",
-            )
-            for which in range(2)
-        ]
-        for sender in senders:
-            sender.start()
-        time.sleep(chance.uniform(0.1, 2.5))  # the moment of the kill is what is tried here
-        serving.kill()
-        for sender in senders:
-            sender.join(30)
-            acknowledged += sender.acknowledged
-    serving.start()
-    until(serving.is_idle, seconds=180, what="the deliveries")
-    delivered = files_of(tmp_path / "out")
-    expected = data_sets(acknowledged)
+        acknowledged += kill_in_mid_transfer(serving, number, chance, slices=150)
 
-    assert len(expected) > 100
-    assert {} == {uid: "lost" for uid in expected if uid not in delivered}
-    assert expected == {uid: delivered[uid] for uid in expected}
-    assert [] == serving.json("jobs", "list", "--state", "failed")["items"]
-    assert [] == serving.json("jobs", "list", "--state", "held")["items"]
-    assert 0 == serving.stop()
+    assert len(acknowledged) > 100
+    all_arrives(serving, acknowledged)
+
+
+@pytest.mark.soak
+def test_killed_for_as_long_as_it_is_given_loses_nothing(tmp_path: Path, serving: Serving) -> None:
+    """
+    The same for `TALARIA_SOAK_MINUTES`, with a look at everything after each hundred kills; prints what was counted.
+    """
+    minutes = float(os.environ.get("TALARIA_SOAK_MINUTES", "60"))
+    seed = int(os.environ.get("TALARIA_SOAK_SEED", str(time.time_ns())))
+    chance = random.Random(seed)
+    (tmp_path / "out").mkdir()
+    serving.apply(rulebook(tmp_path))
+    acknowledged: list[Path] = []
+    kills = 0
+    deadline = time.monotonic() + 60 * minutes
+    while time.monotonic() < deadline:
+        acknowledged += kill_in_mid_transfer(serving, kills, chance, slices=400)
+        kills += 1
+        if kills % 100 == 0:
+            all_arrives(serving, acknowledged)
+    all_arrives(serving, acknowledged)
+    print(f"\nseed {seed}: {kills} kills, {len(acknowledged)} acknowledged, 0 lost")

@@ -392,7 +392,7 @@ def _kill_stranger(handle: str) -> None:
     start, _, token = rest.partition(":")
     if not (pid.isdigit() and start.isdigit() and token):
         return
-    if _start_time(int(pid)) == int(start) and _has_token(int(pid), token):
+    if _start_time(int(pid)) == int(start):  # its environment cannot be read yet in the first moment of its life
         _signal_group(int(pid), signal.SIGKILL)
     _kill_strays(token)
 

@@ -175,7 +175,8 @@ def _engine(url: str) -> Engine:
         if address.drivername == "postgresql":
             address = address.set(drivername="postgresql+psycopg")
         if address.get_backend_name() == "sqlite":
-            _make_private(Path(address.database or ""))
+            if not (address.database or "").startswith("file:"):
+                _make_private(Path(address.database or ""))
             engine = sa.create_engine(
                 address,
                 connect_args={"timeout": _BUSY_SECONDS},
