@@ -28,6 +28,8 @@ Clock = Callable[[], datetime]
 _LONGEST_NAP = timedelta(seconds=2)
 #: How often a process asks whether another one committed something.
 _WATCH = timedelta(milliseconds=50)
+#: However old, a job that may pass is tried so often before it fails.
+_LEAST_ATTEMPTS = 5
 _AFTER_A_BUG = timedelta(seconds=1)
 
 
@@ -321,7 +323,8 @@ def _broken(claim: Claim, bug: Exception) -> _End:
 
 def _deferred(claim: Claim, error: Transient, *, patience: Patience, now: datetime) -> _End:
     age = max(now - claim.since, timedelta(0))
-    if age >= patience.budget and not isinstance(error, NoRoom | LedgerAway):
+    tried = claim.job.attempt >= _LEAST_ATTEMPTS  # the time may have passed while we were not running
+    if age >= patience.budget and tried and not isinstance(error, NoRoom | LedgerAway):
         return _End(event=Event.FAIL, reason=f"{error} (given up after {age.total_seconds() / 3600:.1f} h)")
     wait = deferral(age, patience=patience, jitter=random.random())  # noqa: S311 - spreads a herd, guards nothing
     if isinstance(error, Congested) and error.retry_after is not None:

@@ -20,6 +20,7 @@ from talaria.model.part10 import META_LIMIT_BYTES, FileMeta, parse_meta
 from talaria.model.rulebook import ModuleEntry, Rule, Rulebook, Step
 from talaria.model.task import Host, task_document
 from talaria.services.loop import Clock, Done, Heart, Pulse, is_off_peak, perform, wall_clock
+from talaria.store.cases import not_sent
 from talaria.store.jobs import Claim, Jobs, NewJob
 from talaria.store.results import Output, Results, RunRecord, adopt
 from talaria.store.revisions import Rulebooks
@@ -218,7 +219,8 @@ class Processor:
         )  # fmt: skip
         jobs = [replace(template, target=target) for target in rule.send if extents]
         if rule.keep_inputs:
-            jobs += [replace(template, target=target, extents=claim.extents, parent=None) for target in rule.send]
+            missing = {target: not_sent(connection, claim.job, target, claim.extents) for target in rule.send}
+            jobs += [replace(template, target=t, extents=what, parent=None) for t, what in missing.items() if what]
         return jobs
 
     def _undo(self, name: str) -> None:

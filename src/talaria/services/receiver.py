@@ -326,7 +326,7 @@ class Indexer:
     def record(self, batch: Sequence[Arrival]) -> None:
         """Rows first, then the files' last move."""
         quiet = shortest_quiet(self._rulebooks.running())
-        findings = self._arrivals.record(batch, now=self._clock(), quiet=quiet)
+        findings = self._arrivals.record(batch, now=self._clock(), quiet=quiet, is_lost=self._spool.has_lost)
         for instance_id, finding in findings.items():
             if finding is Finding.REPEAT:
                 self._spool.forget(instance_id)

@@ -1,6 +1,6 @@
 """Writing down what arrived: instances, their series and study; repeats counted, conflicts kept and told."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -46,6 +46,7 @@ class _Twin:
     id: str
     series_id: int
     sha256: bytes
+    spool: str
 
 
 class Arrivals:
@@ -54,7 +55,14 @@ class Arrivals:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def record(self, batch: Sequence[Arrival], *, now: datetime, quiet: timedelta) -> dict[str, Finding]:
+    def record(
+        self,
+        batch: Sequence[Arrival],
+        *,
+        now: datetime,
+        quiet: timedelta,
+        is_lost: Callable[[str, str], bool] = lambda _instance, _spool: False,
+    ) -> dict[str, Finding]:
         """
         Write a batch down in one transaction; recording it again changes nothing.
 
@@ -62,6 +70,8 @@ class Arrivals:
             batch: In the order of arrival.
             now: Quiet time counts from here, not from when the bytes came: what waited for the ledger is not late.
             quiet: The router looks at a series that is new to it after this long.
+            is_lost: Whether the file of an instance (its ULID, its spool's name) is gone though it should be there:
+                then an identical copy takes its place.
 
         Returns:
             What each instance was found to be, by its ULID.
@@ -69,7 +79,7 @@ class Arrivals:
         with self._ledger.writing() as connection:
             study_ids = _ensure_studies(connection, batch, now=now)
             series_ids = _ensure_series(connection, batch, study_ids, now=now)
-            recorder = _Recorder(connection, batch, study_ids, series_ids, now=now)
+            recorder = _Recorder(connection, batch, study_ids, series_ids, now=now, is_lost=is_lost)
             for arrival in batch:
                 recorder.take(arrival)
             recorder.finish(due=now + quiet)
@@ -87,8 +97,9 @@ class _Recorder:
         series_ids: dict[tuple[int, str], int],
         *,
         now: datetime,
+        is_lost: Callable[[str, str], bool],
     ) -> None:
-        self._connection, self._now = connection, now
+        self._connection, self._now, self._is_lost = connection, now, is_lost
         self._study_ids, self._series_ids = study_ids, series_ids
         self._known = _known(connection, [arrival.instance.id for arrival in batch])
         self._twins = _twins(connection, {arrival.instance.sop_instance_uid for arrival in batch})
@@ -108,13 +119,13 @@ class _Recorder:
         twins = self._twins.setdefault(instance.sop_instance_uid, [])
         digest = bytes.fromhex(instance.sha256)
         same = next((t for t in twins if t.sha256 == digest and t.series_id == series_id), None)
-        if same is not None:
+        if same is not None and not self._is_lost(same.id, same.spool):
             self._repeat(arrival, same, subject)
             return
-        self.findings[instance.id] = Finding.CONFLICT if twins else Finding.NEW
+        self.findings[instance.id] = Finding.CONFLICT if twins and same is None else Finding.NEW
         if twins:
-            self._conflict(arrival, twins, subject)
-        twins.append(_Twin(id=instance.id, series_id=series_id, sha256=digest))
+            self._replace(arrival, twins, subject, "instance.conflict" if same is None else "instance.restored")
+        twins.append(_Twin(id=instance.id, series_id=series_id, sha256=digest, spool=instance.spool))
         self._rows.append(_instance_row(arrival, series_id, digest))
         count, size = self._grown.get(series_id, (0, 0))
         self._grown[series_id] = (count + 1, size + instance.size_bytes)
@@ -133,7 +144,7 @@ class _Recorder:
             association=arrival.association,
         )  # fmt: skip
 
-    def _conflict(self, arrival: Arrival, twins: list[_Twin], subject: Subject) -> None:
+    def _replace(self, arrival: Arrival, twins: list[_Twin], subject: Subject, kind: str) -> None:
         """Both stay; in the same series the older one is not used any more."""
         older = [twin for twin in twins if twin.series_id == subject.series_id]
         for twin in older:
@@ -149,7 +160,7 @@ class _Recorder:
             count, size = self._grown.get(subject.series_id, (0, 0))
             self._grown[subject.series_id] = (count - replaced, size)
         write_event(
-            self._connection, "instance.conflict", now=self._now, subject=subject,
+            self._connection, kind, now=self._now, subject=subject,
             sop_instance_uid=arrival.instance.sop_instance_uid, others=[twin.id for twin in twins],
             association=arrival.association,
         )  # fmt: skip
@@ -206,7 +217,9 @@ def _twins(connection: Connection, uids: Iterable[str]) -> dict[str, list[_Twin]
     """Received instances, still on disk, of these SOP Instance UIDs; results of modules do not count."""
     found: dict[str, list[_Twin]] = {}
     rows = connection.execute(
-        sa.select(instances.c.sop_instance_uid, instances.c.id, instances.c.series_id, instances.c.sha256)
+        sa.select(
+            instances.c.sop_instance_uid, instances.c.id, instances.c.series_id, instances.c.sha256, instances.c.spool
+        )
         .join(series)
         .where(
             instances.c.sop_instance_uid.in_(list(uids)),
@@ -214,8 +227,9 @@ def _twins(connection: Connection, uids: Iterable[str]) -> dict[str, list[_Twin]
             series.c.origin_job == 0,
         )
     )
-    for uid, instance_id, series_id, digest in rows:
-        found.setdefault(uid, []).append(_Twin(id=instance_id, series_id=series_id, sha256=digest))
+    for row in rows:
+        twin = _Twin(id=row.id, series_id=row.series_id, sha256=row.sha256, spool=row.spool)
+        found.setdefault(row.sop_instance_uid, []).append(twin)
     return found
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from talaria.model.dicom import UID, Series, Tags
 from talaria.model.errors import Overtaken
-from talaria.model.job import Kind
+from talaria.model.job import Extent, Job, Kind
 from talaria.model.plan import CaseState, CaseView, Member, Plan, SeriesView, StudyView
 from talaria.store.jobs import NewJob, make_job
 from talaria.store.ledger import AnyRow, Ledger, Subject, insert_one, write_event
@@ -244,6 +244,21 @@ def _sent_of_series(connection: Connection, series_id: int) -> dict[str, int]:
 def _sent_of_study(connection: Connection, study_id: int) -> dict[tuple[str, int], int]:
     rows = _sent(connection, jobs.c.study_id == study_id, jobs.c.series_id == 0)
     return {(row.target, row.series_id): row.last for row in rows}
+
+
+def not_sent(connection: Connection, job: Job, target: str, extents: Sequence[Extent]) -> tuple[Extent, ...]:
+    """Which of these originals no dispatch job of the same case has for a target yet: they go to it once."""
+    own = jobs.c.series_id != 0 if job.series_instance_uid else jobs.c.series_id == 0
+    rows = _sent(
+        connection, own, jobs.c.study_id == job.study_id, jobs.c.target == target,
+        job_series.c.series_id.in_([extent.series_id for extent in extents]),
+    )  # fmt: skip
+    last = {row.series_id: row.last for row in rows}
+    return tuple(
+        replace(extent, first=max(extent.first, last.get(extent.series_id, 0) + 1))
+        for extent in extents
+        if extent.last > last.get(extent.series_id, 0)
+    )
 
 
 def _take_series(connection: Connection, view: SeriesView, plan: Plan) -> int:

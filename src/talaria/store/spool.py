@@ -219,6 +219,16 @@ class Spool:
             return shelf
         raise FileNotFoundError(errno.ENOENT, f"instance {instance_id} is not in spool {self.name}", str(shelf))
 
+    def has_lost(self, instance_id: str, spool: str) -> bool:
+        """Whether an instance of this spool is not there; of another spool nobody can tell here."""
+        if spool != self.name:
+            return False
+        try:
+            self.path(instance_id)
+        except FileNotFoundError:
+            return True
+        return False
+
     def adopt(self, source: Path, instance_id: str) -> tuple[int, str]:
         """
         Copy a module's output into `store/`, synced, under a name given beforehand.
