@@ -115,6 +115,11 @@ class Listener:
         return int(self._socket.getsockname()[1]) if self._socket and not self._is_closed else self._port
 
     @property
+    def is_alive(self) -> bool:
+        """Whether connections are still taken."""
+        return self._thread.is_alive()
+
+    @property
     def associations(self) -> int:
         """Accepted and not yet ended."""
         with self._changed:

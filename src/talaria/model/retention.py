@@ -118,6 +118,10 @@ def _is_over(case: Candidate, *, retention: Retention, now: datetime) -> bool:
     return kept is not None and now - case.ended >= kept
 
 
+#: An event written between asking for the time and asking for the last event, on whatever host, is no jump.
+_IN_THE_SAME_BREATH = timedelta(minutes=1)
+
+
 def clock_is_trusted(*, wall: timedelta, monotonic: timedelta, now: datetime, last_event: datetime | None) -> bool:
     """
     Whether the wall clock is ground enough to delete on.
@@ -141,4 +145,4 @@ def clock_is_trusted(*, wall: timedelta, monotonic: timedelta, now: datetime, la
     """
     if abs(wall - monotonic) > CLOCK_TOLERANCE:
         return False
-    return last_event is None or now >= last_event
+    return last_event is None or now >= last_event - _IN_THE_SAME_BREATH

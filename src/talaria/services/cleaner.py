@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from talaria.model.errors import NoRoom
 from talaria.model.retention import Candidate, Retention, clock_is_trusted, expired, to_make_room
 from talaria.store.cleaning import Cleaning
 from talaria.store.revisions import Rulebooks
@@ -43,7 +44,12 @@ class Cleaner:
         if self._due is not None and self._due - _EVERY <= now < self._due:
             return False
         self._due = now + _EVERY
-        self._rulebooks.refresh()
+        try:
+            self._spool.check()
+        except NoRoom as error:
+            log.warning("nothing is deleted: the spool is away", reason=str(error))
+            return False
+        self._rulebooks.follow(now)
         self._remove_files()
         if not self._is_clock_trusted(now):
             log.warning("nothing is deleted: the clock jumped; when it is right, restart the cleaner")
@@ -68,6 +74,7 @@ class Cleaner:
         ended = self._ended(retention, now)
         for candidate in expired(ended, retention=retention, now=now, is_clock_trusted=True):
             self._mark(candidate, "retention is over", now)
+        self._remove_files()  # before looking how much room is still needed
         needed = self._needed_bytes()
         if needed > 0:
             rest = self._ended(retention, now)
@@ -94,10 +101,17 @@ class Cleaner:
             )
 
     def _remove_files(self) -> None:
+        """What is marked goes; a file that does not go is tried again, and stops no other."""
         for series_id, instance_ids in self._cleaning.condemned(spool=self._spool.name).items():
+            left = 0
             for instance_id in instance_ids:
-                self._spool.drop(instance_id)
-            self._cleaning.gone(series_id)
+                try:
+                    self._spool.drop(instance_id)
+                except OSError as error:
+                    left += 1
+                    log.warning("a file cannot be removed", instance=instance_id, reason=error.strerror)
+            if not left:
+                self._cleaning.gone(series_id)
 
 
 def _since_boot() -> timedelta:

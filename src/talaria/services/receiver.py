@@ -68,6 +68,11 @@ class Receiver:
         """Where it listens, once started."""
         return self._listener.port
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether associations are taken and what came is written down."""
+        return self._listener.is_alive and self.indexer.is_alive
+
     def start(self) -> None:
         """Begin; returns when associations are accepted."""
         self.indexer.start()
@@ -235,6 +240,8 @@ class Indexer:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._wanted: tuple[int, TagList] | None = None
+        self._strays_due: datetime | None = None
+        self._batch: list[Arrival] = []
 
     @property
     def wanted(self) -> TagList:
@@ -261,23 +268,32 @@ class Indexer:
         if self._thread is not None:
             self._thread.join()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it still works."""
+        return self._thread is not None and self._thread.is_alive()
+
     def _run(self) -> None:
-        strays_due = self._clock()
-        batch: list[Arrival] = []
-        while not (self._stopping.is_set() and self._queue.empty() and not batch):
-            now = self._clock()
-            if now >= strays_due or now < strays_due - _STRAYS_EVERY:
-                strays_due = now + _STRAYS_EVERY
-                self._try(self.refresh)
-                self._try(self.adopt_strays)
-            batch = batch or self.gather()
-            if batch and not self._write_down(batch):
-                if self._stopping.wait(_PAUSE.total_seconds()):
-                    return  # they lie in new/ and are found at the next start
-                continue
-            if batch:
-                self._stopping.wait(_BREATH.total_seconds())
-            batch = []
+        while not (self._stopping.is_set() and self._queue.empty() and not self._batch):
+            if not self._try(self._turn) and self._stopping.wait(_PAUSE.total_seconds()):
+                return  # they lie in new/ and are found at the next start
+
+    def _turn(self) -> None:
+        """Look for strays when it is time, then write down what is queued."""
+        now = self._clock()
+        if self._strays_due is None or not self._strays_due - _STRAYS_EVERY <= now < self._strays_due:
+            self._strays_due = now + _STRAYS_EVERY
+            self._try(self.refresh)
+            self._try(self.adopt_strays)
+        self._batch = self._batch or self.gather()
+        if self._batch and not self._write_down(self._batch):
+            self._stopping.wait(_PAUSE.total_seconds())
+            if self._stopping.is_set():
+                self._batch = []
+            return
+        if self._batch:
+            self._stopping.wait(_BREATH.total_seconds())
+        self._batch = []
 
     def _write_down(self, batch: Sequence[Arrival]) -> bool:
         """Record a batch; one that a bug stops goes in one by one, and what cannot is set aside. False: later."""
@@ -295,7 +311,11 @@ class Indexer:
 
     def _put_aside(self, instance_id: str, reason: str) -> None:
         self._in_hand.discard(instance_id)
-        aside = self._spool.set_aside(instance_id)
+        try:
+            aside = self._spool.set_aside(instance_id)
+        except OSError as error:
+            log.error("cannot be written down", instance=instance_id, reason=reason, left_where_it_is=error.strerror)
+            return
         log.error("set aside: it cannot be written down", instance=instance_id, folder=str(aside.parent), reason=reason)
 
     def _try(self, work: Callable[[], object]) -> bool:
@@ -328,30 +348,43 @@ class Indexer:
         quiet = shortest_quiet(self._rulebooks.running())
         findings = self._arrivals.record(batch, now=self._clock(), quiet=quiet, is_lost=self._spool.has_lost)
         for instance_id, finding in findings.items():
+            self._move(instance_id, finding)
+
+    def _move(self, instance_id: str, finding: Finding) -> None:
+        """A file's last move. One that fails is made when strays are looked for; until then the file is in `new/`."""
+        if finding is Finding.CONFLICT:
+            log.warning("same SOP Instance UID, other content: both kept", instance=instance_id)
+        try:
             if finding is Finding.REPEAT:
                 self._spool.forget(instance_id)
             else:
                 self._spool.shelve(instance_id)
-            if finding is Finding.CONFLICT:
-                log.warning("same SOP Instance UID, other content: both kept", instance=instance_id)
-            self._in_hand.discard(instance_id)
+        except OSError as error:
+            log.warning("a file cannot leave new/ yet", instance=instance_id, reason=error.strerror)
+        self._in_hand.discard(instance_id)
 
     def adopt_strays(self) -> int:
         """Write down what lies in `new/` in nobody's hands; how many."""
-        batch = []
+        batch: list[Arrival] = []
+        adopted = 0
         for instance_id in self._spool.waiting():
+            if self._stopping.is_set():
+                break
             if instance_id in self._in_hand or self._spool.age_in_new(instance_id, now=self._clock()) < _STRAY:
                 continue
-            arrival = self._examine(instance_id)
-            if arrival is not None:
-                batch.append(arrival)
+            found: list[Arrival | None] = []
+            bug = guarded(lambda: found.append(self._examine(instance_id)))  # noqa: B023 - called at once
+            if bug is not None:  # one file that cannot be read must not hide those behind it
+                log.error("a stray cannot be read; it stays in new/", instance=instance_id, bug=told(bug))
+            batch += [arrival for arrival in found if arrival is not None]
             if len(batch) >= _MOST_IN_A_BATCH:
-                self.record(batch)
+                adopted += len(batch) if self._write_down(batch) else 0
                 batch = []
         if batch:
-            self.record(batch)
-            log.info("adopted strays", instances=len(batch))
-        return len(batch)
+            adopted += len(batch) if self._write_down(batch) else 0
+        if adopted:
+            log.info("adopted strays", instances=adopted)
+        return adopted
 
     def _examine(self, instance_id: str) -> Arrival | None:
         """Read again what a receiver that died knew of a file."""

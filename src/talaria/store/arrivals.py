@@ -125,10 +125,22 @@ class _Recorder:
         self.findings[instance.id] = Finding.CONFLICT if twins and same is None else Finding.NEW
         if twins:
             self._replace(arrival, twins, subject, "instance.conflict" if same is None else "instance.restored")
+        row = _instance_row(arrival, series_id, digest)
+        row["superseded_by"] = self._overtaken_by(arrival, twins, series_id)
         twins.append(_Twin(id=instance.id, series_id=series_id, sha256=digest, spool=instance.spool))
-        self._rows.append(_instance_row(arrival, series_id, digest))
+        self._rows.append(row)
         count, size = self._grown.get(series_id, (0, 0))
-        self._grown[series_id] = (count + 1, size + instance.size_bytes)
+        self._grown[series_id] = (count + (row["superseded_by"] is None), size + instance.size_bytes)
+
+    @staticmethod
+    def _overtaken_by(arrival: Arrival, twins: Sequence["_Twin"], series_id: int) -> str | None:
+        """
+        The instance that came after *arrival* though it was written down before it, if there is one.
+
+        That happens to strays alone: they lie in `new/` for a while, and bear no association.
+        """
+        later = [twin.id for twin in twins if twin.series_id == series_id and twin.id > arrival.instance.id]
+        return max(later, default=None) if not arrival.association else None
 
     def _repeat(self, arrival: Arrival, same: _Twin, subject: Subject) -> None:
         self.findings[arrival.instance.id] = Finding.REPEAT
@@ -146,7 +158,8 @@ class _Recorder:
 
     def _replace(self, arrival: Arrival, twins: list[_Twin], subject: Subject, kind: str) -> None:
         """Both stay; in the same series the older one is not used any more."""
-        older = [twin for twin in twins if twin.series_id == subject.series_id]
+        late = self._overtaken_by(arrival, twins, subject.series_id) is not None
+        older = [] if late else [twin for twin in twins if twin.series_id == subject.series_id]
         for twin in older:
             row = next((row for row in self._rows if row["id"] == twin.id), None)
             if row is not None:

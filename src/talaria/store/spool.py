@@ -43,13 +43,23 @@ def new_ulid(now: datetime) -> str:
     return ulid(int(now.timestamp() * 1000), os.urandom(10))
 
 
+#: The folder itself is not there: a disk that was unmounted, a share that went away.
+_AWAY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ENOTCONN, errno.EACCES})
+
+
 @contextlib.contextmanager
-def _disk(what: str) -> Iterator[None]:
-    """Turn errors of a full or broken disk into `NoRoom`."""
+def disk_errors(what: str, *, is_ours: bool = False) -> Iterator[None]:
+    """
+    Turn errors of a full, broken or absent disk into `NoRoom`.
+
+    Args:
+        what: What is being done, in words.
+        is_ours: Whether every name in it is our own, so that one which is missing means that the disk is.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in _NO_ROOM or (is_ours and error.errno in _AWAY):
             raise NoRoom(f"the spool cannot {what}: {os.strerror(error.errno or 0)}") from error
         raise
 
@@ -164,7 +174,8 @@ class Spool:
         Raises:
             NoRoom: Not even its first bytes can be written, or the reserve has begun.
         """
-        free = self.capacity()[1]
+        with disk_errors("begin a file", is_ours=True):
+            free = self.capacity()[1]
         if free < self._reserve_bytes:
             raise NoRoom(f"the spool's disk has {free >> 20} MB free, and {self._reserve_bytes >> 20} MB are kept back")
         return Arriving(self, meta, name=new_ulid(self._clock()))
@@ -242,7 +253,7 @@ class Spool:
             NotAnInstance: Not a regular file, or not a Part 10 file.
             NoRoom: The disk is full.
         """
-        with _disk("take a result"), open_regular(source) as file:
+        with disk_errors("take a result"), open_regular(source) as file:
             meta = parse_meta(file.read(META_LIMIT_BYTES))
             file.seek(0)
             temporary = self._tmp / f"{instance_id}.{self._own}"
@@ -271,8 +282,8 @@ class Spool:
         """A fresh folder in `work/`; what an earlier attempt left there is removed."""
         path = self.work / name
         self.remove_folder(name)
-        with _disk("make a job's folder"):
-            path.mkdir(mode=0o750, parents=True)
+        with disk_errors("make a job's folder", is_ours=True):
+            path.mkdir(mode=0o750)  # never its parents: a disk that is not mounted looks just like that
         return path
 
     def folders(self) -> list[str]:
@@ -286,7 +297,7 @@ class Spool:
 
     def link(self, instance_id: str, destination: Path) -> None:
         """Make an instance visible to a job: a hard link, a copy where links cannot reach."""
-        with _disk("link an instance into a job"):
+        with disk_errors("link an instance into a job"):
             source = self.path(instance_id)
             try:
                 os.link(source, destination)
@@ -313,7 +324,7 @@ class Arriving:
         self._digest = hashlib.sha256()
         frame = build_meta(meta)
         self._offset = len(frame)
-        with _disk("begin a file"):
+        with disk_errors("begin a file", is_ours=True):
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
             try:
                 self._write([memoryview(frame)], len(frame))
@@ -334,7 +345,7 @@ class Arriving:
             self._digest.update(fragment)
             if len(self.head) < HEAD_BYTES:
                 self.head += fragment[: HEAD_BYTES - len(self.head)]
-        with _disk("write an instance"):
+        with disk_errors("write an instance"):
             self._write(fragments, length)
         self.size_bytes += length
 
@@ -362,7 +373,7 @@ class Arriving:
         Raises:
             NoRoom: It could not be made safe; nothing of it is left.
         """
-        with _disk("sync an instance"):
+        with disk_errors("sync an instance", is_ours=True):
             os.fsync(self._descriptor)
             self._spool.check()
             new = f"{self._spool._new}/{self.instance_id}.dcm"  # noqa: SLF001 - two halves of one thing
