@@ -48,11 +48,16 @@ def sources(tmp_path: Path) -> list[Path]:
     """The scanner files where they are given; else synthetic studies and the files that pydicom ships."""
     root = os.environ.get("TALARIA_TEST_DATA")
     if root:
-        found = find_instances([Path(root)])
-        return [item.path for item in found if isinstance(item, Found)]
+        return instances([Path(root)])
     made = [*synthetic_ct(tmp_path / "ct", seed=1, slices=8).paths, *synthetic_mr(tmp_path / "mr", seed=2).paths]
-    names = ("CT_small.dcm", "MR_small.dcm", "JPEG2000.dcm", "MR_small_RLE.dcm", "MR_small_bigendian.dcm")
-    return [*made, *(Path(DATA_ROOT, "test_files", name) for name in names)]
+    names = ("CT_small.dcm", "JPEG2000.dcm", "MR_small_bigendian.dcm")
+    return instances([*made, *(Path(DATA_ROOT, "test_files", name) for name in names)])
+
+
+def instances(paths: list[Path]) -> list[Path]:
+    """Files that hold an instance, each SOP Instance UID once."""
+    found = {item.meta.sop_instance_uid: item.path for item in find_instances(paths) if isinstance(item, Found)}
+    return list(found.values())
 
 
 def arrived(serving: Serving) -> dict[str, bytes]:
