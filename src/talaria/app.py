@@ -20,7 +20,7 @@ from talaria import registry
 from talaria.dimse.scp import Limits
 from talaria.log import set_up
 from talaria.model.config import Config
-from talaria.model.errors import ConfigError, LedgerAway, TalariaError
+from talaria.model.errors import ConfigError, LedgerAway, TalariaError, Transient
 from talaria.model.extensions import Executor
 from talaria.model.rulebook import Rulebook, Shelves, parse
 from talaria.services.bookkeeper import Bookkeeper
@@ -56,6 +56,7 @@ targets: {}
 rules: {}
 """
 _LINK_LIFETIME = timedelta(days=1)
+_LOOK_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -202,6 +203,11 @@ class _Running:
     servers: list[Server] = field(default_factory=list)
     heart: Heart | None = None
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether every thread that it needs runs."""
+        return all(server.is_alive for server in self.servers) and (self.heart is None or self.heart.is_alive)
+
     def stop(self) -> None:
         """In good order; jobs in hand are given back."""
         if self.heart is not None:
@@ -308,6 +314,7 @@ def run_service(config: Config, service: str) -> None:
 
     Raises:
         ConfigError: The home is not set up, or a port is taken.
+        Transient: A thread of it ended; the process must end too, so that it is started again whole.
     """
     set_up(level=config.log_level, form=config.log_format, service=service)
     stopping = threading.Event()
@@ -315,8 +322,11 @@ def run_service(config: Config, service: str) -> None:
         signal.signal(number, lambda *_: stopping.set())
     home = Home(config)
     running = _Running(home)
-    with contextlib.suppress(LedgerAway):  # it comes back, and nothing need be restarted
+    try:
         home.rulebooks.refresh()
+    except (LedgerAway, ConfigError) as error:  # either may pass, and nothing need be restarted
+        runs = home.rulebooks.running().number
+        log.warning("the newest rulebook cannot be taken up", runs=runs, reason=str(error))
     _BUILDERS[service](running)
     for server in running.servers:
         server.start()
@@ -326,8 +336,10 @@ def run_service(config: Config, service: str) -> None:
         bug = guarded(lambda: workers.seen(own, service, started=started, now=wall_clock()))
         if bug is not None:
             log.warning("cannot say that it lives", reason=str(bug))
-        if stopping.wait(5):
+        if stopping.wait(_LOOK_SECONDS):
             break
+        if not running.is_alive:
+            raise Transient(f"service '{service}': a thread of it ended; it is started again")
     log.info("stopping")
     running.stop()
     guarded(lambda: workers.gone(own, service))
@@ -353,6 +365,9 @@ _GROWN_UP_SECONDS = 30.0
 _LONGEST_PAUSE_SECONDS = 30.0
 _GRACE_SECONDS = 25.0
 _TICK_SECONDS = 0.1
+_FORK_AGAIN_SECONDS = 1.0
+#: As shells say: none that can be told.
+_UNKNOWN_CODE = 255
 
 
 class Supervisor:
@@ -372,6 +387,7 @@ class Supervisor:
         """Run until SIGTERM or SIGINT, then end every child in good order."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever started us may ignore it: then no end can be told
         while not self._is_stopping:
             for child in self._children:
                 self._tend(child, time.monotonic())
@@ -384,7 +400,7 @@ class Supervisor:
     def _tend(self, child: _Child, now: float) -> None:
         if not child.pid:
             if now >= child.due:
-                child.began, child.pid = now, self._fork(child.service)
+                self._begin(child, now)
             return
         code = _ended(child.pid)
         if code is None:
@@ -394,6 +410,13 @@ class Supervisor:
         child.pause = 0.2 if grown else min(child.pause * 2 + 0.2, _LONGEST_PAUSE_SECONDS)
         child.due = now + child.pause
         log.error("service died; started again", died=child.service, code=code, after_seconds=round(child.pause, 1))
+
+    def _begin(self, child: _Child, now: float) -> None:
+        try:
+            child.began, child.pid = now, self._fork(child.service)
+        except OSError as error:  # no process or no memory to be had now (fork(2))
+            child.due = now + _FORK_AGAIN_SECONDS
+            log.error("service cannot be started; tried again", service=child.service, reason=error.strerror)
 
     def _fork(self, service: str) -> int:
         parent = os.getpid()
@@ -414,21 +437,30 @@ class Supervisor:
 
     def _end(self) -> None:
         """SIGTERM, then patience, then SIGKILL."""
-        alive = [child.pid for child in self._children if child.pid]
+        alive = [child.pid for child in self._children if child.pid and _ended(child.pid) is None]
         for pid in alive:
-            os.kill(pid, signal.SIGTERM)
+            _signal(pid, signal.SIGTERM)
         deadline = time.monotonic() + _GRACE_SECONDS
         while alive and time.monotonic() < deadline:
             alive = [pid for pid in alive if _ended(pid) is None]
             time.sleep(_TICK_SECONDS / 2)
         for pid in alive:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            _signal(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _ended(pid: int) -> int | None:
     """The exit code of a child that has ended, negative for a signal; None while it runs."""
-    found, status = os.waitpid(pid, os.WNOHANG)
+    try:
+        found, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:  # somebody else has taken its end
+        return _UNKNOWN_CODE
     return os.waitstatus_to_exitcode(status) if found else None
 
 

@@ -163,8 +163,13 @@ def test_patience_ends(rows: Rows, heart: Heart) -> None:
     A job that is older than its budget fails with its last reason, and says for how long it was tried.
     """
     job = performed(rows, heart, raising(Transient("target 'x': gone")), after=PATIENCE.budget)
+    for _ in range(4):  # so often it is tried at least
+        rows.clock.move(PATIENCE.most)
+        again = raising(Transient("target 'x': gone"))
+        perform(rows.claim(), again, jobs=rows.jobs, heart=heart, patience=PATIENCE, clock=rows.clock.now)
+    job = rows.jobs.show(job.id)
 
-    assert (State.FAILED, "target 'x': gone (given up after 72.0 h)") == (job.state, job.reason)
+    assert (State.FAILED, "target 'x': gone (given up after 72.7 h)") == (job.state, job.reason)
 
 
 @pytest.mark.parametrize("error", [NoRoom("full"), LedgerAway("away")])
@@ -192,11 +197,22 @@ def test_stopped_job_is_given_back(rows: Rows, heart: Heart) -> None:
     """
     A job whose service stops is due again at once, says so, and the attempt does not count.
     """
+    heart.stopping.set()
     job = performed(rows, heart, raising(Stopped()))
 
     assert (State.PENDING, 0, "its service was stopped; goes on when it is back") == (
         job.state, job.attempt, job.reason
     )  # fmt: skip
+
+
+def test_plug_that_stops_by_itself_has_a_bug(rows: Rows, heart: Heart) -> None:
+    """
+    A job that is given back though nobody asked for it is held: it would be taken again at once, for ever.
+    """
+    job = performed(rows, heart, raising(Stopped()))
+
+    assert (State.HELD, 1) == (job.state, job.attempt)
+    assert job.reason.startswith("a bug stopped it: Stopped at ")
 
 
 def test_bug_holds_the_job(rows: Rows, heart: Heart) -> None:
@@ -525,6 +541,125 @@ def test_stop_waits_for_the_step_under_way(ledger: Ledger) -> None:
     stopper.join(10)
 
     assert (False, 0) == (stopper.is_alive(), worker.busy)
+
+
+class Moody(Scripted):
+    """A worker whose number of lanes cannot always be told."""
+
+    def __init__(self) -> None:
+        self.is_moody = False
+        super().__init__()
+
+    @property
+    def lanes(self) -> int:
+        if self.is_moody:
+            raise KeyError("Doe^Jane")
+        return self._lanes
+
+    @lanes.setter
+    def lanes(self, count: int) -> None:
+        self._lanes = count
+
+
+def test_number_of_lanes_that_cannot_be_told_stays(run: Start) -> None:
+    """
+    A bug in what tells the number of lanes ends no lane: there are as many as before, and more when it can be told.
+    """
+    worker = Moody()
+    loop = run(worker)
+    until(lambda: worker.steps >= 1)
+    worker.is_moody, worker.todo = True, [lambda: True] * 50
+    loop.wake()
+    until(lambda: worker.steps >= 51)
+    assert loop.is_alive
+    worker.todo = [worker.block] * 5
+    worker.is_moody, worker.lanes = False, 3
+
+    until(lambda: worker.busy == 3)
+
+
+def test_lanes_that_cannot_be_told_at_start_come_later(run: Start) -> None:
+    """
+    A worker that cannot tell its lanes yet has one.
+    """
+    worker = Moody()
+    worker.is_moody = True
+    run(worker)
+
+    until(lambda: worker.steps >= 1)
+
+
+def test_loop_stops_though_threads_ran_out(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Where no further thread can be started, the lanes there are go on, and stop in good order.
+    """
+    worker = Scripted(lanes=1)
+    loop = Loop(worker, ledger=ledger)
+    loop.start()
+    start, refused = threading.Thread.start, threading.Event()
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("scripted-"):
+            refused.set()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        worker.lanes = 4
+        until(refused.is_set)
+        assert loop.is_alive
+    worker.todo = [worker.block] * 4
+    until(lambda: worker.busy == 4)
+    worker.gate.set()
+    loop.stop()
+
+    assert 0 == worker.busy
+
+
+def test_loop_is_alive_while_all_its_threads_are(ledger: Ledger) -> None:
+    """
+    A loop lives from its start to its end.
+    """
+    loop = Loop(Scripted(lanes=2), ledger=ledger)
+    before = loop.is_alive
+    loop.start()
+    meanwhile = loop.is_alive
+    loop.stop()
+
+    assert (False, True, False) == (before, meanwhile, loop.is_alive)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_loop_that_lost_a_lane_is_not_alive(run: Start) -> None:
+    """
+    A lane that something ended for good is seen to be missing.
+    """
+
+    def leave() -> bool:
+        raise SystemExit
+
+    worker = Scripted(lanes=2)
+    loop = run(worker)
+    until(lambda: worker.steps >= 2)
+    worker.todo = [leave]
+    loop.wake()
+
+    until(lambda: not loop.is_alive)
+
+
+def test_heart_is_alive_while_it_beats(rows: Rows) -> None:
+    """
+    A heart lives from its start until it is stopped.
+    """
+    heart = Heart(rows.jobs, host="here", clock=rows.clock.now)
+    before = heart.is_alive
+    heart.start()
+    meanwhile = heart.is_alive
+    heart.stopping.set()
+
+    assert (False, True) == (before, meanwhile)
+    until(lambda: not heart.is_alive)
 
 
 def test_drain_gives_each_worker_its_turn() -> None:

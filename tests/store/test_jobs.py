@@ -239,6 +239,41 @@ def test_dead_worker_loses_its_job_at_once(rows: Rows) -> None:
     assert (State.PENDING, State.ACTIVE) == tuple(rows.jobs.show(c.job.id).state for c in (dead, alive))
 
 
+def test_living_worker_here_keeps_its_job_when_the_clock_is_set(rows: Rows) -> None:
+    """
+    A clock stepped forward takes nothing from a process of this host that lives; only one that hangs loses its job.
+    """
+    rows.jobs_of(2)
+    rows.claim(owner="here/1/1"), rows.claim(owner="there/1/1")
+
+    def expire() -> int:
+        return rows.jobs.expire(
+            now=rows.clock.now(), is_dead=lambda owner: False, is_here=lambda owner: owner.startswith("here/")
+        )
+
+    rows.clock.move(LEASE + 30 * SECOND)
+    assert (1, 0) == (expire(), expire())
+    rows.clock.move(9 * LEASE)
+    assert 1 == expire()
+
+
+def test_lease_begins_when_the_ledger_is_written(rows: Rows) -> None:
+    """
+    A lease is whole though its worker had to wait for the ledger since its step began.
+    """
+    rows.jobs_of()
+    began = rows.clock.now()
+    rows.clock.move(LEASE)
+    claim = take(rows, now=began, clock=rows.clock.now)
+    assert claim is not None
+    rows.clock.move(LEASE - SECOND)
+    assert 0 == rows.jobs.expire(now=rows.clock.now(), is_dead=lambda owner: False)
+    rows.jobs.heartbeat([claim], now=began, clock=rows.clock.now)
+    rows.clock.move(LEASE - SECOND)
+
+    assert 0 == rows.jobs.expire(now=rows.clock.now(), is_dead=lambda owner: False)
+
+
 def test_job_that_kills_its_workers_is_held(rows: Rows) -> None:
     """
     A job that ten workers died of is held for a person; released, it is tried as often again.
@@ -362,6 +397,21 @@ def test_same_thing_is_made_once(rows: Rows) -> None:
 
     assert job_id == again
     assert ["job.made"] == told(rows.ledger, job_id)
+
+
+def test_study_asks_beside_its_series(rows: Rows) -> None:
+    """
+    What a series' case asked and a person cancelled is a job of its own when the study's case asks for it.
+    """
+    (job_id,) = rows.jobs_of()
+    job = rows.jobs.act(job_id, Event.CANCEL, actor="p", now=rows.clock.now())
+    new = NewJob(kind=Kind.DISPATCH, rule="s", revision=1, extents=(Extent(series_id=1, first=1, last=1),), target="x")
+    with rows.ledger.writing() as connection:
+        made = make_job(
+            connection, new, study_id=job.study_id, series_id=0, case_id=job.case_id, spool=SPOOL, now=rows.clock.now()
+        )
+
+    assert job_id != made
 
 
 # -- persons --

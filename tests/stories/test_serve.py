@@ -4,11 +4,14 @@ import os
 import shutil
 import signal
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from serving import Serving, answers, until
+from talaria.store.ledger import Ledger
+from talaria.store.revisions import Revisions
 
 pytestmark = pytest.mark.server
 
@@ -50,6 +53,19 @@ def test_children_die_with_the_supervisor(serving: Serving) -> None:
 
     until(lambda: not answers(serving.dicom_port), seconds=10, what="the end of the receiver")
     until(lambda: not answers(serving.web_port), seconds=10, what="the end of the pages")
+
+
+def test_rulebook_that_is_not_understood_stops_no_service(tmp_path: Path, serving: Serving) -> None:
+    """
+    Where the newest revision names a plug that is gone, `serve` starts, and says why the revision does not run.
+    """
+    ledger = Ledger.open(f"sqlite:///{tmp_path}/home/ledger.db")
+    Revisions(ledger).save("targets: {x: {kind: ours}}\nrules: {}\n", author="eve", now=datetime.now(UTC))
+    ledger.close()
+    serving.start()
+
+    assert "the newest rulebook cannot be taken up" in serving.log.read_text()
+    assert 0 == serving.stop()
 
 
 def test_second_full_serve_on_one_home_is_refused(serving: Serving) -> None:

@@ -18,7 +18,7 @@ from talaria.model.job import Event, Patience, deferral
 from talaria.model.rulebook import Rulebook
 from talaria.store.jobs import LEASE, Claim, Jobs, NewJob
 from talaria.store.ledger import Ledger
-from talaria.store.workers import is_dead
+from talaria.store.workers import is_dead, is_here
 
 log = structlog.get_logger()
 
@@ -31,6 +31,7 @@ _WATCH = timedelta(milliseconds=50)
 #: However old, a job that may pass is tried so often before it fails.
 _LEAST_ATTEMPTS = 5
 _AFTER_A_BUG = timedelta(seconds=1)
+_MOST_CAUSES = 4
 
 
 def wall_clock() -> datetime:
@@ -53,10 +54,19 @@ def guarded(work: Callable[[], object]) -> Exception | None:
 
 
 def told(bug: BaseException) -> str:
-    """A bug's traceback without the values it was about: its place, and its type."""
+    """A bug, and what caused it, without the values it was about: types and places, innermost first."""
+    said: list[str] = []
+    chain: BaseException | None = bug
+    while chain is not None and len(said) < _MOST_CAUSES:
+        said.append(_place(chain))
+        chain = chain.__cause__ or (None if chain.__suppress_context__ else chain.__context__)
+    return "; from ".join(said)
+
+
+def _place(bug: BaseException) -> str:
     frames = traceback.extract_tb(bug.__traceback__)
     places = [f"{frame.filename.rpartition('/talaria/')[2]}:{frame.lineno} {frame.name}" for frame in frames[-8:]]
-    return f"{type(bug).__name__} at " + " < ".join(reversed(places))
+    return " at ".join([type(bug).__name__, " < ".join(reversed(places))] if places else [type(bug).__name__])
 
 
 class Worker(Protocol):
@@ -84,6 +94,10 @@ class Server(Protocol):
     def stop(self) -> None:
         """End in good order; returns when it has ended."""
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether every thread that it needs runs."""
+
 
 class Loop:
     """
@@ -98,12 +112,18 @@ class Loop:
         self._wake = threading.Condition()
         self._news = 0
         self._lanes: list[threading.Thread] = []
+        self._wanted = 1
+        self._watcher = threading.Thread(target=self._watch, name=f"{worker.name}-watch", daemon=True)
 
     def start(self) -> None:
         """Begin; returns at once."""
         self._grow()
-        watcher = threading.Thread(target=self._watch, name=f"{self._worker.name}-watch", daemon=True)
-        watcher.start()
+        self._watcher.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether every lane runs, and what wakes them."""
+        return self._watcher.is_alive() and all(lane.is_alive() for lane in self._lanes)
 
     def stop(self) -> None:
         """Let every lane finish its step; returns when they have."""
@@ -119,15 +139,22 @@ class Loop:
             self._wake.notify_all()
 
     def _grow(self) -> None:
-        while len(self._lanes) < self._worker.lanes:
+        while len(self._lanes) < self._count_wanted():
             number = len(self._lanes)
             lane = threading.Thread(target=self._run, args=(number,), name=f"{self._worker.name}-{number}")
-            self._lanes.append(lane)
             lane.start()
+            self._lanes.append(lane)  # only now: one that never began cannot be joined
+
+    def _count_wanted(self) -> int:
+        """How many lanes the worker has; as many as before where a bug keeps it from telling."""
+        found: list[int] = []
+        bug = guarded(lambda: found.append(int(self._worker.lanes)))
+        self._wanted = found[0] if bug is None else self._wanted
+        return self._wanted
 
     def _run(self, number: int) -> None:
         while not self._stopping.is_set():
-            if number >= self._worker.lanes:
+            if number >= self._count_wanted():
                 self._nap(_LONGEST_NAP, self._news)
                 continue
             seen = self._news
@@ -164,7 +191,7 @@ class Loop:
         while not self._stopping.is_set():
             bug = guarded(self._follow)
             if bug is not None and not isinstance(bug, LedgerAway):
-                log.error("watching the ledger failed", service=self._worker.name, bug=told(bug))
+                log.error("watching the ledger or adding a lane failed", service=self._worker.name, bug=told(bug))
             self._stopping.wait(_AFTER_A_BUG.total_seconds())
 
     def _follow(self) -> None:
@@ -236,19 +263,28 @@ class Heart:
         self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it beats."""
+        return self._thread is not None and self._thread.is_alive()
+
     def beat(self) -> None:
         """Renew once; jobs that are not ours any more are told so."""
         with self._lock:
             pulses = list(self._pulses)
         newest = {pulse.claim.job.id: pulse for pulse in sorted(pulses, key=lambda pulse: pulse.claim.job.attempt)}
-        ours = self._jobs.heartbeat([pulse.claim for pulse in newest.values()], now=self._clock())
+        ours = self._jobs.heartbeat([pulse.claim for pulse in newest.values()], now=self._clock(), clock=self._clock)
         for pulse in pulses:
             if pulse.claim.job.id not in ours or newest[pulse.claim.job.id] is not pulse:
                 pulse.lose()
 
     def expire(self) -> None:
         """Make due again what dead workers left."""
-        count = self._jobs.expire(now=self._clock(), is_dead=lambda owner: is_dead(owner, host=self._host))
+        count = self._jobs.expire(
+            now=self._clock(),
+            is_dead=lambda owner: is_dead(owner, host=self._host),
+            is_here=lambda owner: is_here(owner, host=self._host),
+        )
         if count:
             log.warning("jobs of dead workers are due again", jobs=count)
 
@@ -284,14 +320,15 @@ def perform(
     1. `Done` finishes it.
     2. `Transient` defers it, until its patience is over; `Permanent`, `Refused` and `ConfigError` fail it.
     3. `Stopped` because the service stops gives it back, and the attempt does not count.
-    4. Anything else is a bug: the job is held with its traceback.
+    4. Anything else is a bug: the job is held with its traceback. So is `Stopped` that nobody asked for: given back,
+       it would be due again at once, for ever.
 
     A job that was taken away meanwhile is left to whoever has it now.
     """
     result: list[Done] = []
     with heart.holding(claim) as pulse:
         bug = guarded(lambda: result.append(work(pulse)))
-        end = _ending(claim, result[0] if result else None, bug, patience=patience, now=clock())
+        end = _ending(claim, result[0] if result else None, bug, pulse=pulse, patience=patience, now=clock())
         _write_down(claim, end, jobs=jobs, pulse=pulse, clock=clock)
 
 
@@ -303,11 +340,13 @@ class _End:
     done: Done | None = None
 
 
-def _ending(claim: Claim, done: Done | None, bug: Exception | None, *, patience: Patience, now: datetime) -> _End:
+def _ending(
+    claim: Claim, done: Done | None, bug: Exception | None, *, pulse: Pulse, patience: Patience, now: datetime
+) -> _End:
     if bug is None:
         assert done is not None
         return _End(event=Event.FINISH, done=done)
-    if isinstance(bug, Stopped):
+    if isinstance(bug, Stopped) and pulse():
         return _End(event=Event.YIELD, reason="its service was stopped; goes on when it is back")
     if isinstance(bug, Transient):
         return _deferred(claim, bug, patience=patience, now=now)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from talaria.model.errors import Overtaken, Refused
-from talaria.model.job import Event, Extent, Job, Kind, Priority, State, after
+from talaria.model.job import TRANSITIONS, Event, Extent, Job, Kind, Priority, State, after
 from talaria.store.ledger import AnyRow, Ledger, Subject, insert_one, storable, write_event
 from talaria.store.schema import deliveries, events, instances, job_series, jobs, outcomes, series, studies
 from talaria.store.spool import new_ulid
@@ -19,6 +19,13 @@ from talaria.store.spool import new_ulid
 LEASE = timedelta(seconds=20)
 #: A job that so many workers died of since a person last looked is held: it may be what kills them.
 MOST_DEATHS = 10
+#: A living process of this host keeps its job for so long without being heard of: its lease may be overdue because
+#: the clock was set, or because it waits for the ledger.
+_HUNG = 10 * LEASE
+#: What is due later than this was written before the clock was set back: its time means nothing, it is due now.
+LONGEST_WAIT = timedelta(days=1)
+#: So far the clocks of two hosts may differ; what was written later than that was written before a step back, too.
+_SKEW = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +43,12 @@ class NewJob:
     held: str = ""
     """Made in state *held*, for this reason."""
 
-    @property
-    def key(self) -> str:
-        """The same for the same thing asked again."""
+    def key(self, *, is_study: bool) -> str:
+        """The same for the same thing asked again; what a study's case asks is not what a series' asks."""
         extents = ",".join(f"{e.series_id}:{e.first}-{e.last}" for e in sorted(self.extents, key=_series_of))
         whose = self.target if self.kind is Kind.DISPATCH else f"{self.rule} #{self.supplement}"
-        digest = hashlib.sha256(f"{whose}\n{extents}".encode()).hexdigest()
+        scope = "study" if is_study else "series"
+        digest = hashlib.sha256(f"{scope} {whose}\n{extents}".encode()).hexdigest()
         return f"{self.kind}:{digest}"
 
 
@@ -75,6 +82,7 @@ class Jobs:
         now: datetime,
         off_peak: bool,
         full: Collection[str] = (),
+        clock: Callable[[], datetime] | None = None,
     ) -> Claim | None:
         """
         Take the next job that is due: the most urgent, then the longest due.
@@ -83,9 +91,11 @@ class Jobs:
             kind: What the worker can do.
             owner: Who takes it: host, process and lane.
             spools: Mounted here.
-            now: Leases and due times are measured from here.
+            now: Due times are measured from here.
             off_peak: Whether off-peak work may run now.
             full: Targets that take no further delivery now.
+            clock: The lease is measured from what it says once the ledger is ours to write, which may be long after
+                *now*; without it from *now*.
         """
         wanted = _next_due(kind, spools, now, off_peak=off_peak, full=full)
         with self._ledger.reading() as connection:  # most looks find nothing: they must not take the pen
@@ -95,7 +105,8 @@ class Jobs:
             row = connection.execute(wanted.with_for_update(skip_locked=True)).first()
             if row is None:
                 return None
-            changes = {"owner": owner, "lease": now + LEASE, "attempt": row.attempt + 1, "reason": ""}
+            taken = now if clock is None else clock()
+            changes = {"owner": owner, "lease": taken + LEASE, "attempt": row.attempt + 1, "reason": ""}
             _move(connection, row, Event.CLAIM, now=now, changes=changes, actor=owner)
             job = _job(connection, row.id)
             return Claim(job=job, owner=owner, since=row.since, extents=_extents(connection, row.id))
@@ -118,8 +129,10 @@ class Jobs:
                 )
             ).scalar()
 
-    def heartbeat(self, claims: Iterable[Claim], *, now: datetime) -> set[int]:
-        """Renew the leases of *claims*; ids of the jobs that are still ours."""
+    def heartbeat(
+        self, claims: Iterable[Claim], *, now: datetime, clock: Callable[[], datetime] | None = None
+    ) -> set[int]:
+        """Renew the leases of *claims*, from *now* or as `claim` by a *clock*; ids of the jobs that are still ours."""
         wanted = {claim.job.id: claim for claim in claims}
         if not wanted:
             return set()
@@ -128,7 +141,8 @@ class Jobs:
                 sa.select(jobs.c.id, jobs.c.owner, jobs.c.attempt, jobs.c.state).where(jobs.c.id.in_(list(wanted)))
             )
             ours = {row.id for row in rows if _is_ours(row, wanted[row.id])}
-            connection.execute(sa.update(jobs).where(jobs.c.id.in_(ours)).values(lease=now + LEASE))
+            heard = now if clock is None else clock()
+            connection.execute(sa.update(jobs).where(jobs.c.id.in_(ours)).values(lease=heard + LEASE))
         return ours
 
     def end(  # what a worker found out about its job
@@ -177,26 +191,37 @@ class Jobs:
                 for new in news
             ]  # fmt: skip
 
-    def expire(self, *, now: datetime, is_dead: Callable[[str], bool]) -> int:
+    def expire(
+        self, *, now: datetime, is_dead: Callable[[str], bool], is_here: Callable[[str], bool] = lambda _: False
+    ) -> int:
         """
         Take back what workers have that are dead or were not heard of: it is due again, or held after `MOST_DEATHS`.
+
+        Args:
+            now: Leases that end before are over.
+            is_dead: Whether an owner is known to run no more; its lease does not matter.
+            is_here: Whether `is_dead` can tell of an owner; one that lives loses its job only when it hangs.
 
         Returns:
             How many.
         """
+
+        def is_lost(row: AnyRow) -> bool:
+            owner = row.owner or ""
+            grace = _HUNG if is_here(owner) else timedelta(0)
+            return row.lease is None or row.lease + grace < now or is_dead(owner)
+
         with self._ledger.reading() as connection:
             rows = connection.execute(
                 sa.select(jobs.c.id, jobs.c.owner, jobs.c.lease).where(jobs.c.state == State.ACTIVE)
             ).all()
-        lost = [row.id for row in rows if row.lease is None or row.lease < now or is_dead(row.owner or "")]
         expired = 0
-        for job_id in lost:
+        for job_id in [row.id for row in rows if is_lost(row)]:
             with self._ledger.writing() as connection:
                 row = _lock(connection, job_id)
-                if row.state != State.ACTIVE or not (row.lease is None or row.lease < now or is_dead(row.owner or "")):
-                    continue
-                _take_back(connection, row, now=now)
-                expired += 1
+                if row.state == State.ACTIVE and is_lost(row):
+                    _take_back(connection, row, now=now)
+                    expired += 1
         return expired
 
     def act(self, job_id: int, event: Event, *, actor: str, now: datetime) -> Job:
@@ -240,14 +265,15 @@ def make_job(
     Returns:
         Its id; that of the job made before, when the same thing was asked already.
     """
-    found = connection.execute(sa.select(jobs.c.id).where(jobs.c.key == new.key)).scalar()
+    key = new.key(is_study=series_id == 0)
+    found = connection.execute(sa.select(jobs.c.id).where(jobs.c.key == key)).scalar()
     if found is not None:
         return int(found)
     job_id = insert_one(
         connection, jobs, kind=new.kind, state=State.HELD if new.held else State.PENDING, study_id=study_id,
         series_id=series_id, case_id=case_id, rule=new.rule, revision=new.revision, target=new.target,
         parent=new.parent, priority=new.priority, supplement=new.supplement, reason=new.held, created=now, due=now,
-        updated=now, since=now, spool=spool, key=new.key,
+        updated=now, since=now, spool=spool, key=key,
     )  # fmt: skip
     rows = [{"job_id": job_id, "series_id": e.series_id, "first": e.first, "last": e.last} for e in new.extents]
     connection.execute(job_series.insert(), rows)
@@ -264,8 +290,22 @@ def make_job(
     return job_id
 
 
-def _of_job(job_id: int) -> sa.ColumnElement[bool]:
-    """Whether an instance belongs to a job: current, still on disk, of its portions."""
+def cancel_deliveries(connection: Connection, parents: Collection[int], *, reason: str, now: datetime) -> None:
+    """Cancel what was not delivered yet of the results of process jobs, in the caller's transaction."""
+    waiting = [state for state in State if (state, Event.CANCEL) in TRANSITIONS]
+    rows = connection.execute(
+        sa.select(jobs)
+        .where(jobs.c.parent.in_(list(parents)), jobs.c.kind == Kind.DISPATCH, jobs.c.state.in_(waiting))
+        .order_by(jobs.c.id)
+        .with_for_update()
+    ).all()
+    for row in rows:
+        changes = {"owner": None, "lease": None, "reason": reason}
+        _move(connection, row, Event.CANCEL, now=now, changes=changes, actor="")
+
+
+def is_current(job_id: int) -> sa.ColumnElement[bool]:
+    """Whether an instance is of a job's portions and no newer version has replaced it; its file may be gone."""
     covered = (
         sa.select(job_series.c.job_id)
         .where(
@@ -276,8 +316,20 @@ def _of_job(job_id: int) -> sa.ColumnElement[bool]:
         .exists()
     )
     own = sa.select(job_series.c.series_id).where(job_series.c.job_id == job_id)
-    return sa.and_(
-        instances.c.series_id.in_(own), covered, instances.c.superseded_by.is_(None), instances.c.dropped.is_(None)
+    return sa.and_(instances.c.series_id.in_(own), covered, instances.c.superseded_by.is_(None))
+
+
+def _of_job(job_id: int) -> sa.ColumnElement[bool]:
+    """Whether an instance belongs to a job: current, still on disk, of its portions."""
+    return sa.and_(is_current(job_id), instances.c.dropped.is_(None))
+
+
+def dropped_of(connection: Connection, job: Job) -> set[str]:
+    """The instances of a job that retention took since it was made; those it took before were never its business."""
+    return set(
+        connection.execute(
+            sa.select(instances.c.id).where(is_current(job.id), instances.c.dropped >= job.created)
+        ).scalars()
     )
 
 
@@ -301,7 +353,7 @@ def _next_due(
     statement = sa.select(jobs).where(
         jobs.c.kind == kind,
         jobs.c.state.in_([State.PENDING, State.DEFERRED]),
-        jobs.c.due <= now,
+        sa.or_(jobs.c.due <= now, jobs.c.due > now + LONGEST_WAIT, jobs.c.updated > now + _SKEW),
         jobs.c.spool.in_(list(spools)),
     )
     if not off_peak:

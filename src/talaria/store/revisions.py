@@ -1,5 +1,6 @@
 """The rulebook's revisions, as they were written."""
 
+import contextlib
 import json
 import os
 import threading
@@ -148,12 +149,20 @@ class Rulebooks:
         return self._compiled[self._running]
 
     def follow(self, now: datetime) -> Rulebook:
-        """The running one, looked for at most once a second; the last good one where a newer cannot be taken up."""
+        """
+        The running one, looked for at most once a second; the last good one where a newer cannot be taken up.
+
+        Raises:
+            LedgerAway, ConfigError: There is no good one: nothing may be decided by the empty one.
+        """
         if self._followed is None or abs(now - self._followed) >= _FOLLOW:
             self._followed = now
             try:
                 self.refresh()
             except (LedgerAway, ConfigError) as error:
+                if self._running == 0:
+                    self._followed = None
+                    raise
                 log.warning("the rulebook cannot be taken up; the last good one goes on", reason=str(error))
         return self.running()
 
@@ -161,7 +170,8 @@ class Rulebooks:
         """
         Look which revision runs; whether it is another than before.
 
-        One that this installation cannot understand is not taken up: the last good one goes on.
+        One that this installation cannot understand is not taken up: the last good one goes on, at start the one that
+        is cached, or else the newest that can be understood.
 
         Raises:
             LedgerAway: Only where nothing is cached either.
@@ -175,13 +185,28 @@ class Rulebooks:
             return False
         if latest == self._running:
             return False
-        book = self.of(latest)
+        try:
+            book = self.of(latest)
+        except ConfigError:
+            if self._running == 0:
+                self._fall_back(latest)
+            raise
         self._running = latest
         try:
             self._remember(book)
         except OSError as error:
             log.warning("the rulebook cannot be cached", path=str(self._cache), reason=str(error))
         return True
+
+    def _fall_back(self, latest: int) -> None:
+        """Take up the last one that is good here, if there is any."""
+        with contextlib.suppress(ConfigError):
+            if self._recall():
+                return
+        for number in range(latest - 1, 0, -1):
+            with contextlib.suppress(ConfigError, Refused):
+                self._running = self.of(number).number
+                return
 
     def _remember(self, book: Rulebook) -> None:
         temporary = self._cache.with_suffix(f".{os.getpid()}")

@@ -43,6 +43,11 @@ def is_dead(owner: str, *, host: str) -> bool:
     return _start_time(int(pid)) != started.partition("/")[0]
 
 
+def is_here(owner: str, *, host: str) -> bool:
+    """Whether an owner is a process of this host, of which `is_dead` can tell."""
+    return owner.partition("/")[0] == host
+
+
 def _start_time(pid: int) -> str | None:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()

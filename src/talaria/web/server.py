@@ -31,6 +31,11 @@ class WebServer:
         """Begin; returns at once."""
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it answers, or is about to."""
+        return self._thread.is_alive()
+
     def stop(self) -> None:
         """End; returns when the last answer was sent."""
         self._server.should_exit = True
