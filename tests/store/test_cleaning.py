@@ -5,8 +5,9 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from rows import SPOOL, Rows, arrival, series_of
+from rows import SPOOL, Rows, arrival, book_of, series_of
 from talaria.model.job import Event, State
+from talaria.model.plan import Plan, plan_study
 from talaria.model.retention import Candidate
 from talaria.store.ledger import Ledger
 from talaria.store.schema import cases, instances, series
@@ -298,6 +299,48 @@ def test_cleaned_study_series_sent_again_goes_out_again(ledger: Ledger, clock: M
         clock.move(DAY)
 
     assert 2 == len(rows.listing.jobs().items)
+
+
+def test_study_sent_again_after_cleaning_is_asked_anew(ledger: Ledger, clock: MovedClock) -> None:
+    """
+    A study whose files are all gone is a fresh case when it is sent again: under the running rulebook, no supplement.
+    """
+    rows = Rows(ledger, clock, STUDY)
+    rows.receive(*series_of(), *series_of(series="2"))
+    for _ in range(2):
+        rows.settle()
+        rows.settle(after=timedelta(minutes=10))
+        rows.jobs.end(rows.claim(), Event.FINISH, now=clock.now())
+        clean(rows)
+        rows.cleaning.gone(1)
+        rows.cleaning.gone(2)
+        with ledger.reading() as connection:
+            assert {"cleaned"} == set(connection.execute(sa.select(cases.c.state)).scalars())
+        clock.move(DAY)
+        rows.receive(*series_of(), *series_of(series="2"))
+        rows.book = book_of(STUDY.replace("[x]", "[y]"), number=2)
+
+    assert [("y", 2, 0), ("x", 1, 0)] == [(j.target, j.revision, j.supplement) for j in rows.listing.jobs().items]
+
+
+def test_cleaned_study_is_left_alone_by_another_rule(ledger: Ledger, clock: MovedClock) -> None:
+    """
+    A study case whose files are gone does not act on what is sent again if the running rulebook has its rule no more.
+    """
+    rows = Rows(ledger, clock, STUDY)
+    rows.receive(*series_of())
+    rows.settle()
+    rows.settle(after=timedelta(minutes=10))
+    rows.jobs.end(rows.claim(), Event.FINISH, now=clock.now())
+    clean(rows)
+    clock.move(DAY)
+    old, rows.book = rows.book, book_of("other: {when: 'True', send: [y]}", number=2)
+    rows.receive(*series_of())
+    clock.move(timedelta(minutes=1))
+    rows.route(1)
+    view = rows.cases.study_view(1)
+
+    assert Plan(due=None) == plan_study(view, revisions=lambda _: old, now=clock.now())
 
 
 def test_cleaned_study_is_shown_as_it_ended(rows: Rows) -> None:

@@ -6,8 +6,8 @@ import pytest
 import sqlalchemy as sa
 
 from rows import ORIGIN, Rows, arrival, series_of
-from talaria.model.job import Event, Extent, Kind
-from talaria.store.jobs import Claim
+from talaria.model.job import Event, Extent, Kind, State
+from talaria.store.jobs import Claim, NewJob
 from talaria.store.ledger import Ledger
 from talaria.store.results import Output, Results, RunRecord, adopt
 from talaria.store.schema import series
@@ -80,6 +80,67 @@ def test_new_leaves_earlier_results(ledger: Ledger, clock: MovedClock) -> None:
     A chain that ran on what came late alone replaces nothing.
     """
     assert {"100": False, "200": False} == superseded(processed(ledger, clock, "new"))
+
+
+def supplemented(ledger: Ledger, clock: MovedClock) -> tuple[Rows, list[Claim]]:
+    """A case whose chain was asked for twice, the second time for all; both in hand."""
+    rows = Rows(ledger, clock, f"{WORK}, late: whole, send: [x]}}")
+    rows.receive(*series_of(2))
+    rows.settle()
+    first = rows.claim(Kind.PROCESS)
+    rows.receive(arrival("9"))
+    rows.settle()
+    return rows, [first, rows.claim(Kind.PROCESS)]
+
+
+def deliver_results(rows: Rows, claim: Claim, name: str) -> list[int]:
+    """End a process job with a result that is to go to `x`; the delivery made for it."""
+    found = arrival("1", series=name, study="1")
+
+    def follow(connection: sa.Connection) -> list[NewJob]:
+        output = Output(instance=found.instance, tags=found.tags)
+        extents = adopt(connection, claim, [output], origin=ORIGIN, now=rows.clock.now())
+        made = NewJob(
+            kind=Kind.DISPATCH, rule=claim.job.rule, revision=1, extents=extents, target="x", parent=claim.job.id
+        )
+        return [made] if extents else []
+
+    return rows.jobs.end(claim, Event.FINISH, now=rows.clock.now(), follow_ups=follow)
+
+
+def test_superseded_results_are_not_delivered(ledger: Ledger, clock: MovedClock) -> None:
+    """
+    What waits to be delivered of results is cancelled when they are made again, and says by whom.
+    """
+    rows, (first, second) = supplemented(ledger, clock)
+    (old,) = deliver_results(rows, first, "100")
+    (new,) = deliver_results(rows, second, "200")
+
+    assert (State.CANCELLED, "made again by job 2") == (rows.jobs.show(old).state, rows.jobs.show(old).reason)
+    assert State.PENDING == rows.jobs.show(new).state
+
+
+def test_delivered_results_stay_delivered(ledger: Ledger, clock: MovedClock) -> None:
+    """
+    A delivery that is over stays as it is when its results are made again.
+    """
+    rows, (first, second) = supplemented(ledger, clock)
+    (old,) = deliver_results(rows, first, "100")
+    rows.jobs.end(rows.claim(), Event.FINISH, now=clock.now())
+    deliver_results(rows, second, "200")
+
+    assert State.DONE == rows.jobs.show(old).state
+
+
+def test_results_that_come_after_newer_ones_are_superseded(ledger: Ledger, clock: MovedClock) -> None:
+    """
+    A chain that ends after a later one over the same images and more has made nothing to be delivered.
+    """
+    rows, (first, second) = supplemented(ledger, clock)
+    deliver_results(rows, second, "200")
+
+    assert [] == deliver_results(rows, first, "100")
+    assert {"100": True, "200": False} == superseded(rows)
 
 
 def test_restart_supersedes_what_the_job_made(ledger: Ledger, clock: MovedClock) -> None:

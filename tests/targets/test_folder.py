@@ -182,6 +182,21 @@ def test_instances_taken_away_are_told(out: Path, delivery: Delivery) -> None:
     assert not (out / delivery.id / ".complete").exists()
 
 
+def test_nothing_left_to_send_is_still_verified_and_sealed(out: Path, delivery: Delivery) -> None:
+    """
+    An attempt that is handed nothing more writes `.complete` where all stands there, and refuses where not.
+    """
+    nothing = replace(delivery, parcels=())
+    list(Folder(path=out).deliver(delivery))
+    (out / delivery.id / ".complete").unlink()
+
+    assert [] == list(Folder(path=out).deliver(nothing))
+    assert expected(delivery) == names(out)
+    next((out / delivery.id).glob("*#*.dcm")).unlink()
+    with pytest.raises(Permanent, match="4 of 5 instances stand"):
+        list(Folder(path=out).deliver(nothing))
+
+
 def test_torn_file_is_replaced(out: Path, delivery: Delivery) -> None:
     """
     A file of the right name with other content, as a power cut may leave it, is written anew; meanwhile the

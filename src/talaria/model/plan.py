@@ -9,12 +9,12 @@ over. What comes later is a new portion, and a supplement to the same case.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from talaria.model.completion import Wait, series_verdict, study_verdict
 from talaria.model.dicom import Series, Tags
-from talaria.model.errors import RuleError
+from talaria.model.errors import ConfigError, RuleError
 from talaria.model.job import Extent, Kind, Priority
 from talaria.model.rulebook import Action, Collect, Late, Rule, Rulebook, Trigger
 from talaria.model.rules import Context
@@ -165,35 +165,41 @@ class Plan:
 # -- a series --
 
 
-def plan_series(view: SeriesView, *, active: Rulebook, revisions: Revisions, now: datetime) -> Plan:
+def plan_series(
+    view: SeriesView, *, active: Rulebook, revisions: Revisions, now: datetime, watched: timedelta = timedelta(0)
+) -> Plan:
     """
     What is to be done about a series now.
+
+    A case whose revision cannot be read here, since a plug it names is gone, is held with that reason; all others act.
 
     Args:
         view: The series as it stands.
         active: Asked of it.
-        revisions: Gives the rulebook that a case began with: supplements stay with it.
+        revisions: Gives the rulebook that a case began with: supplements stay with it; raises ConfigError.
         now: Against which quiet time is measured.
+        watched: As for `series_verdict`.
     """
     plan = Plan(due=None, asked=view.asked, settled=view.settled)
     if not view.settled:
-        plan = _ask(plan, view, active, revisions, now)
-    return _supplement(plan, view, revisions, now)
+        plan = _ask(plan, view, active, revisions, now, watched)
+    return _supplement(plan, view, active, revisions, now, watched)
 
 
-def _ask(plan: Plan, view: SeriesView, book: Rulebook, revisions: Revisions, now: datetime) -> Plan:
+def _ask(plan: Plan, view: SeriesView, book: Rulebook, revisions: Revisions, now: datetime, watched: timedelta) -> Plan:
     """Ask every rule whose quiet time has passed; settle when none is left."""
     waiting = [rule for rule in book.rules if not rule.disabled and rule.name not in view.asked]
     due_now, later = [], []
     for rule in waiting:
-        verdict = series_verdict(view.series.last_received, quiet=book.quiet_of(rule), now=now)
+        verdict = series_verdict(view.series.last_received, quiet=book.quiet_of(rule), now=now, watched=watched)
         if isinstance(verdict, Wait):
             later.append(verdict.until)
         else:
             plan = replace(plan, why=verdict.why)
             due_now.append(rule)
     if not waiting:
-        verdict = series_verdict(view.series.last_received, quiet=book.settings.series_quiet, now=now)
+        quiet = book.settings.series_quiet
+        verdict = series_verdict(view.series.last_received, quiet=quiet, now=now, watched=watched)
         if isinstance(verdict, Wait):
             return replace(plan, due=verdict.until)
     if later and not due_now:
@@ -227,8 +233,8 @@ def _answer(
         asked |= {rule.name for rule in fallbacks}
     openings = [*answers.held, *(_opening(rule, book.number) for rule in answers.matched)]
     settled = not later
-    if settled and not openings and not earlier and not _is_collected(view, revisions):
-        openings = [Opening(rule="", revision=book.number, state=CaseState.DISCARDED, reason="no rule matched")]
+    if settled and not openings and not earlier:
+        openings = _left_over(view, book, revisions)
     plan = replace(
         plan,
         close=frozenset({view.series.id}) if openings or settled else frozenset(),
@@ -242,10 +248,22 @@ def _answer(
     return _open(plan, view, answers.matched, book)
 
 
-def _is_collected(view: SeriesView, revisions: Revisions) -> bool:
-    """Whether a study case of this study takes every series, by the revision that the case is under."""
-    open_cases = [case for case in view.cases if case.is_study and case.state is not CaseState.CLEANED]
-    return any(revisions(case.revision).rule(case.rule).collect is Collect.STUDY for case in open_cases)
+def _left_over(view: SeriesView, book: Rulebook, revisions: Revisions) -> list[Opening]:
+    """The case of a series that no rule took: none where a study's case takes every series, by its own revision."""
+    state, reason = CaseState.DISCARDED, "no rule matched"
+    for case in view.cases:
+        if not case.is_study or case.state is CaseState.CLEANED:
+            continue
+        try:
+            if revisions(case.revision).rule(case.rule).collect is Collect.STUDY:
+                return []
+        except ConfigError as error:
+            state, reason = CaseState.HELD, _unreadable(case, error)
+    return [Opening(rule="", revision=book.number, state=state, reason=reason)]
+
+
+def _unreadable(case: CaseView, error: ConfigError) -> str:
+    return f"revision {case.revision} of the rulebook, under which '{case.rule}' took it, cannot be read here: {error}"
 
 
 def _context(view: SeriesView, book: Rulebook, now: datetime) -> Context:
@@ -377,7 +395,9 @@ def _jobs(
     return planned
 
 
-def _supplement(plan: Plan, view: SeriesView, revisions: Revisions, now: datetime) -> Plan:
+def _supplement(
+    plan: Plan, view: SeriesView, active: Rulebook, revisions: Revisions, now: datetime, watched: timedelta
+) -> Plan:
     """What came late to cases that were closed before."""
     already = {opening.rule for opening in plan.openings}
     for case in view.cases:
@@ -385,7 +405,17 @@ def _supplement(plan: Plan, view: SeriesView, revisions: Revisions, now: datetim
             continue
         if case.state is CaseState.CLEANED:
             continue
-        plan = _supplement_case(plan, view, case, revisions, now)
+        try:
+            book, trouble = revisions(case.revision), ""
+        except ConfigError as error:
+            book, trouble = active, _unreadable(case, error)
+        rule = book.rule(case.rule) if case.rule and not trouble else None
+        quiet = book.quiet_of(rule) if rule else book.settings.series_quiet
+        verdict = series_verdict(view.series.last_received, quiet=quiet, now=now, watched=watched)
+        if isinstance(verdict, Wait):
+            plan = replace(plan, due=min(plan.due, verdict.until) if plan.due else verdict.until)
+        else:
+            plan = _supplement_case(plan, view, case, rule, trouble=trouble, why=verdict.why)
     if view.fresh and any(case.is_study for case in view.cases):
         plan = replace(plan, wake=now)
     if view.settled and view.fresh and not plan.close and plan.due is None:
@@ -393,16 +423,14 @@ def _supplement(plan: Plan, view: SeriesView, revisions: Revisions, now: datetim
     return plan
 
 
-def _supplement_case(plan: Plan, view: SeriesView, case: CaseView, revisions: Revisions, now: datetime) -> Plan:
-    book = revisions(case.revision)
-    rule = book.rule(case.rule) if case.rule else None
-    quiet = book.quiet_of(rule) if rule else book.settings.series_quiet
-    verdict = series_verdict(view.series.last_received, quiet=quiet, now=now)
-    if isinstance(verdict, Wait):
-        due = min(plan.due, verdict.until) if plan.due else verdict.until
-        return replace(plan, due=due)
+def _supplement_case(
+    plan: Plan, view: SeriesView, case: CaseView, rule: Rule | None, *, trouble: str, why: str
+) -> Plan:
     covered = {**plan.covered, (case.rule, False, view.series.id): view.last}
     plan = replace(plan, close=frozenset({view.series.id}), covered=covered)
+    if trouble and case.state is CaseState.CLOSED:
+        held = Opening(rule=case.rule, revision=case.revision, state=CaseState.HELD, reason=trouble)
+        return replace(plan, openings=(*plan.openings, held))
     if rule is None or case.state is not CaseState.CLOSED or _is_discarded(plan, view):
         return plan  # discarded or held: what comes late shares that
     sent = {(target, view.series.id): last for target, last in view.sent.items()}
@@ -415,7 +443,7 @@ def _supplement_case(plan: Plan, view: SeriesView, case: CaseView, revisions: Re
         plan,
         jobs=(*plan.jobs, *jobs),
         supplemented=plan.supplemented | {(case.rule, False)},
-        why=plan.why or verdict.why,
+        why=plan.why or why,
     )
 
 
@@ -429,9 +457,22 @@ def _is_discarded(plan: Plan, view: SeriesView) -> bool:
 # -- a study --
 
 
-def plan_study(view: StudyView, *, revisions: Revisions, now: datetime) -> Plan:
-    """What is to be done about a study case now: wait, close it, or close it once more over what came late."""
-    book = revisions(view.case.revision)
+def plan_study(view: StudyView, *, revisions: Revisions, now: datetime, watched: timedelta = timedelta(0)) -> Plan:
+    """
+    What is to be done about a study case now: wait, close it, or close it once more over what came late.
+
+    One whose files are gone, or that is held, is left alone; one whose revision cannot be read here is held.
+    """
+    if view.case.state in {CaseState.CLEANED, CaseState.HELD}:
+        return Plan(due=None)
+    try:
+        book = revisions(view.case.revision)
+    except ConfigError as error:
+        reason = _unreadable(view.case, error)
+        held = Opening(
+            rule=view.case.rule, revision=view.case.revision, state=CaseState.HELD, reason=reason, is_study=True
+        )
+        return Plan(due=None, openings=(held,))
     rule = book.rule(view.case.rule)
     members = [m for m in view.members if not m.is_discarded and (rule.collect is Collect.STUDY or m.is_match)]
     pending = [m for m in members if m.last > m.covered]
@@ -444,6 +485,7 @@ def plan_study(view: StudyView, *, revisions: Revisions, now: datetime) -> Plan:
         quiet=book.study_quiet_of(rule),
         series_waiting=unsettled,
         now=now,
+        watched=watched,
     )
     if isinstance(verdict, Wait):
         return Plan(due=verdict.until)

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import structlog
 
@@ -93,6 +94,7 @@ class Dispatcher:
                 owner=self._owner,
                 spools=[self._spool.name],
                 now=now,
+                clock=self._clock,
                 off_peak=is_off_peak(book, now),
                 full=[name for name, count in self._busy.items() if count >= _room(book, name)],
             )
@@ -106,18 +108,37 @@ class Dispatcher:
             raise Transient(
                 f"target '{claim.job.target}' is missing from the running rulebook; add it, and this goes on"
             )
-        delivery, lost = self._deliveries.prepare(claim, locate=self._spool.path)
+        delivery, lost = self._deliveries.prepare(claim, locate=self._locate)
+        self._deliveries.record(delivery, lost, now=self._clock(), seconds=0.0, size_bytes=0)
         recorder = _Recorder(self._deliveries, delivery, clock=self._clock)
-        recorder.note(*lost)
         try:
-            if delivery.parcels:
-                outcomes = entry.plug.deliver(delivery)
-                _follow(outcomes, recorder, pulse)
+            if self._is_wanted(delivery):
+                _follow(entry.plug.deliver(delivery), recorder, pulse)
         except ConfigError as error:
             raise Permanent(f"target '{claim.job.target}': {error}") from error
         finally:
             recorder.flush()
         return self._judge(delivery)
+
+    def _locate(self, instance_id: str) -> Path:
+        """
+        Where the spool has an instance.
+
+        Raises:
+            FileNotFoundError: Its file is gone.
+            NoRoom: The whole spool is away, so nobody can tell.
+        """
+        try:
+            return self._spool.path(instance_id)
+        except FileNotFoundError:
+            self._spool.check()
+            raise
+
+    def _is_wanted(self, delivery: Delivery) -> bool:
+        """Whether the target has work: with no parcel left it may still have to finish what it was given before."""
+        if delivery.parcels:
+            return True
+        return delivery.total > 0 and not self._deliveries.tally(delivery).failed
 
     def _judge(self, delivery: Delivery) -> Done:
         tally = self._deliveries.tally(delivery)
@@ -156,8 +177,14 @@ class _Recorder:
         self._since = clock()
 
     def note(self, *outcomes: Outcome) -> None:
-        """Take outcomes; written down when many or old."""
-        self._waiting += outcomes
+        """Take outcomes; written down when many or old. One of an instance that was not handed over counts for none."""
+        strange = [outcome.instance_id for outcome in outcomes if outcome.instance_id not in self._sizes]
+        if strange:
+            log.error(
+                "target answered for what it was not given", job=self._delivery.job_id, instances=len(strange),
+                first=strange[0],
+            )  # fmt: skip
+        self._waiting += [outcome for outcome in outcomes if outcome.instance_id in self._sizes]
         if len(self._waiting) >= _RECORD_COUNT or self._clock() - self._since >= _RECORD_EVERY:
             self.flush()
 

@@ -2,7 +2,10 @@
 
 import json
 import os
+import shutil
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,7 +15,7 @@ from sqlalchemy import Connection
 
 import talaria
 from talaria.model.dicom import UID, Instance, Origin, Tags
-from talaria.model.errors import NotAnInstance, Permanent, Transient
+from talaria.model.errors import ConfigError, NoRoom, NotAnInstance, Permanent, Transient
 from talaria.model.extensions import Executor, Run
 from talaria.model.header import Header, TagList, scan
 from talaria.model.job import Kind, Patience
@@ -24,12 +27,14 @@ from talaria.store.cases import not_sent
 from talaria.store.jobs import Claim, Jobs, NewJob
 from talaria.store.results import Output, Results, RunRecord, adopt
 from talaria.store.revisions import Rulebooks
-from talaria.store.spool import HEAD_BYTES, Spool, new_ulid, open_regular
+from talaria.store.spool import HEAD_BYTES, Spool, disk_errors, new_ulid, open_regular
 
 log = structlog.get_logger()
 
 #: How often a failed run that may pass is tried again.
 _PATIENCE = Patience(first=timedelta(seconds=10), most=timedelta(minutes=10), budget=timedelta(hours=24))
+#: How often an idle processor looks for what attempts that died left.
+_TIDY_EVERY = timedelta(minutes=1)
 #: What one step leaves that the next is not to see.
 _OWN_TO_A_STEP = ("task.json", "result.json")
 
@@ -56,6 +61,9 @@ class Processor:
         self._spool, self._executors, self._heart = spool, executors, heart
         self._owner, self._clock = owner, clock
         self.lanes = lanes
+        self._in_hand: set[str] = set()
+        self._tidied: datetime | None = None
+        self._lock = threading.Lock()
         self._host = Host(version=talaria.__version__, appliance="talaria", server=os.uname().nodename)
 
     def step(self, now: datetime) -> bool:
@@ -65,18 +73,21 @@ class Processor:
             owner=self._owner,
             spools=[self._spool.name],
             now=now,
+            clock=self._clock,
             off_peak=is_off_peak(self._rulebooks.follow(now), now),
         )
         if claim is None:
+            self._tidy_sometimes(now)
             return False
-        perform(
-            claim,
-            lambda pulse: self._process(claim, pulse),
-            jobs=self._jobs,
-            heart=self._heart,
-            patience=_PATIENCE,
-            clock=self._clock,
-        )
+        with self._holding(f"job-{claim.job.id}-{claim.job.attempt}") as name:
+            perform(
+                claim,
+                lambda pulse: self._process(claim, name, pulse),
+                jobs=self._jobs,
+                heart=self._heart,
+                patience=_PATIENCE,
+                clock=self._clock,
+            )
         return True
 
     def idle(self, now: datetime) -> timedelta:
@@ -88,32 +99,75 @@ class Processor:
         """Undo what attempts that died left: folders, and results that never came into the ledger; how many."""
         names = self._spool.folders()  # before asking which jobs are active: a folder is made after its job is claimed
         active = self._jobs.active_ids(Kind.PROCESS)
-        left = [name for name in names if _job_of(name) not in active]
+        with self._lock:
+            left = [name for name in names if _job_of(name) not in active and name not in self._in_hand]
         for name in left:
             self._undo(name)
         return len(left)
 
+    def _tidy_sometimes(self, now: datetime) -> None:
+        with self._lock:
+            if self._tidied is not None and abs(now - self._tidied) < _TIDY_EVERY:
+                return
+            self._tidied = now
+        try:
+            self._spool.check()
+            self.tidy()
+        except (NoRoom, OSError) as error:
+            log.warning("what dead attempts left cannot be removed now", reason=str(error))
+
+    @contextmanager
+    def _holding(self, name: str) -> Iterator[str]:
+        """Nobody tidies a folder away while its job is worked on; it goes when the end of that is in the ledger."""
+        with self._lock:
+            self._in_hand.add(name)
+        try:
+            yield name
+            self._undo(name)
+        finally:
+            with self._lock:
+                self._in_hand.discard(name)
+
     # -- one job --
 
-    def _process(self, claim: Claim, pulse: Pulse) -> Done:
-        """The chain, from the untouched inputs; its folder is gone when this ends, whichever way."""
-        for name in self._spool.folders():
-            if _job_of(name) == claim.job.id:
-                self._undo(name)
-        book = self._rulebooks.of(claim.job.revision)
-        rule = book.rule(claim.job.rule)
-        name = f"job-{claim.job.id}-{claim.job.attempt}"
-        root = self._spool.folder(name)
-        try:
+    def _process(self, claim: Claim, name: str, pulse: Pulse) -> Done:
+        """The chain, from the untouched inputs, in a folder of that name."""
+        with self._disk():
+            self._spool.check()
+            for left in self._spool.folders():
+                if _job_of(left) == claim.job.id:
+                    self._undo(left)
+            book = self._book(claim)
+            rule = book.rule(claim.job.rule)
+            root = self._spool.folder(name)
             output = self._chain(claim, book, rule, root, pulse)
-            outputs = self._take(claim, output, root)
+            outputs = self._take(book, output, root)
             origin = self._results.origin(claim)
-            done = Done(follow_ups=lambda connection: self._follow_ups(connection, claim, rule, outputs, origin))
-        except BaseException:
-            self._undo(name)
-            raise
-        self._spool.remove_folder(name)
-        return done
+        return Done(follow_ups=lambda connection: self._follow_ups(connection, claim, rule, outputs, origin))
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """
+        Tell an error of the disk from a bug.
+
+        Raises:
+            NoRoom: It is full, broken or away.
+            Transient: Something was taken away from the job's folder.
+        """
+        try:
+            with disk_errors("run a job"):
+                yield
+        except FileNotFoundError as error:
+            self._spool.check()
+            raise Transient(f"something was removed from its folder while it ran: {error.strerror}") from error
+
+    def _book(self, claim: Claim) -> Rulebook:
+        try:
+            return self._rulebooks.of(claim.job.revision)
+        except ConfigError as error:
+            raise Transient(
+                f"revision {claim.job.revision} of the rulebook, under which it was made, cannot be read here: {error}"
+            ) from error
 
     def _chain(self, claim: Claim, book: Rulebook, rule: Rule, root: Path, pulse: Pulse) -> Path:
         """Run every step; the output folder of the last."""
@@ -143,6 +197,7 @@ class Processor:
             try:
                 self._spool.link(row.id, source / f"{row.series_instance_uid}#{row.sop_instance_uid}.dcm")
             except FileNotFoundError as error:
+                self._spool.check()
                 raise Permanent(f"an input is gone from the spool: {error}") from error
         if not any(source.iterdir()):
             raise Permanent("none of its instances is in the spool any more; restart is of no use")
@@ -175,14 +230,14 @@ class Processor:
 
     # -- results --
 
-    def _take(self, claim: Claim, output: Path, root: Path) -> list[Output]:
+    def _take(self, book: Rulebook, output: Path, root: Path) -> list[Output]:
         """Copy every DICOM output into the spool, synced; the ledger learns of them when the job ends."""
         paths = sorted(path for path in _entries(output) if path.suffix.lower() == ".dcm")
         now = self._clock()
         names = {path: new_ulid(now) for path in paths}
         manifest = root / "adopting"
         manifest.write_text("\n".join(names.values()))
-        wanted = TagList.of(self._rulebooks.of(claim.job.revision).recorded_names)
+        wanted = TagList.of(book.recorded_names)
         return [self._take_one(path, instance_id, wanted, now) for path, instance_id in names.items()]
 
     def _take_one(self, path: Path, instance_id: str, wanted: TagList, now: datetime) -> Output:
@@ -235,7 +290,30 @@ class Processor:
             for instance_id in ids:
                 if instance_id not in known:
                     self._spool.drop(instance_id)
-        self._spool.remove_folder(name)
+        try:
+            remove_tree(self._spool.work / name)
+        except OSError as error:
+            log.warning("a job's folder cannot be removed; it is tried again", folder=name, reason=error.strerror)
+
+
+def remove_tree(root: Path) -> None:
+    """
+    Remove a folder and all in it, also where a module took our rights to a part of it away; gone already is well.
+
+    Raises:
+        OSError: Something in it can be removed by nobody like us; what can be was.
+    """
+    shutil.rmtree(root, ignore_errors=True)
+    if not os.path.lexists(root):
+        return
+    folders = [] if root.is_symlink() else [root]
+    while folders:  # rights first, then a look inside; files are links into the store: theirs are left alone
+        with suppress(OSError):
+            folder = folders.pop()
+            folder.chmod(0o700)
+            with os.scandir(folder) as entries:
+                folders += [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    shutil.rmtree(root)
 
 
 def _job_of(name: str) -> int:

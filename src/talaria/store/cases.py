@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -18,6 +18,8 @@ from talaria.store.schema import case_series, cases, instances, job_series, jobs
 
 #: Longer lists of siblings are not shown to rules: a study of more series is no study.
 _SIBLINGS = 2000
+#: However long a quiet time is, what waits for it is looked at so often: the clock may have been set back meanwhile.
+LONGEST_WAIT = timedelta(hours=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class Cases:
         """A received series that wants to be looked at, the longest due first."""
         with self._ledger.reading() as connection:
             return connection.execute(
-                sa.select(series.c.id).where(series.c.due <= now).order_by(series.c.due).limit(1)
+                sa.select(series.c.id).where(_is_due(series.c.due, now)).order_by(series.c.due).limit(1)
             ).scalar()
 
     def next_due(self) -> datetime | None:
@@ -94,7 +96,7 @@ class Cases:
         """
         series_id = view.series.id
         with self._ledger.writing() as connection:
-            study_id = _take_series(connection, view, plan)
+            study_id = _take_series(connection, view, plan, now=now)
             _close_portions(connection, plan.close)
             ids = {(case.rule, case.is_study): case.id for case in view.cases}
             for opening in plan.openings:
@@ -137,7 +139,7 @@ class Cases:
         """A study case that wants to be looked at."""
         with self._ledger.reading() as connection:
             return connection.execute(
-                sa.select(cases.c.id).where(cases.c.due <= now).order_by(cases.c.due).limit(1)
+                sa.select(cases.c.id).where(_is_due(cases.c.due, now)).order_by(cases.c.due).limit(1)
             ).scalar()
 
     def study_view(self, case_id: int) -> StudyView:
@@ -164,10 +166,12 @@ class Cases:
             changed = connection.execute(
                 sa.update(cases)
                 .where(cases.c.id == view.case.id, cases.c.version == view.version)
-                .values(due=plan.due, version=cases.c.version + 1, updated=now, **state)
+                .values(due=_soon(plan.due, now), version=cases.c.version + 1, updated=now, **state)
             ).rowcount
             if changed != 1 or not _unchanged(connection, view):
                 raise Overtaken(f"case {view.case.id} changed while it was looked at")
+            for opening in plan.openings:
+                _hold_case(connection, view.case.id, opening.reason, now=now)
             _close_portions(connection, plan.close)
             ids = {(view.case.rule, True): view.case.id}
             _cover(connection, plan, ids)
@@ -184,6 +188,16 @@ class Cases:
                 connection, plan, {view.case.rule: view.case.id}, study_id=view.study_id, series_id=0, spool=spool,
                 now=now,
             )  # fmt: skip
+
+
+def _is_due(due: sa.ColumnElement[datetime | None], now: datetime) -> sa.ColumnElement[bool]:
+    """Whether it is time; what is due later than anything ever waits was written before the clock was set back."""
+    return sa.or_(due <= now, due > now + LONGEST_WAIT)
+
+
+def _soon(due: datetime | None, now: datetime) -> datetime | None:
+    """No wait is longer than `LONGEST_WAIT`: looking too early only costs the look."""
+    return None if due is None else min(due, now + LONGEST_WAIT)
 
 
 def _as_series(row: AnyRow) -> Series:
@@ -261,13 +275,13 @@ def not_sent(connection: Connection, job: Job, target: str, extents: Sequence[Ex
     )
 
 
-def _take_series(connection: Connection, view: SeriesView, plan: Plan) -> int:
+def _take_series(connection: Connection, view: SeriesView, plan: Plan, *, now: datetime) -> int:
     """Compare-and-set on the series; the id of its study."""
     changed = connection.execute(
         sa.update(series)
         .where(series.c.id == view.series.id, series.c.version == view.version)
         .values(
-            due=plan.due,
+            due=_soon(plan.due, now),
             asked=json.dumps(sorted(plan.asked)),
             settled=plan.settled,
             version=series.c.version + 1,
@@ -318,8 +332,10 @@ def _open_case(
         connection.execute(
             sa.update(cases)
             .where(cases.c.id == found, cases.c.state == CaseState.CLEANED)
-            .values(state=state, reason=reason, revision=revision, updated=now)
+            .values(state=state, reason=reason, revision=revision, supplement=0, updated=now)
         )
+        if state is CaseState.HELD:
+            _hold_case(connection, int(found), reason, now=now)
         return int(found)
     case_id = insert_one(
         connection, cases, study_id=study_id, series_id=series_id, rule=rule, revision=revision, state=state,
@@ -331,6 +347,19 @@ def _open_case(
         reason=reason,
     )  # fmt: skip
     return case_id
+
+
+def _hold_case(connection: Connection, case_id: int, reason: str, *, now: datetime) -> None:
+    """A case that cannot go on; a person sees why."""
+    connection.execute(
+        sa.update(cases).where(cases.c.id == case_id).values(state=CaseState.HELD, reason=reason, updated=now)
+    )
+    row = connection.execute(sa.select(cases).where(cases.c.id == case_id)).one()
+    write_event(
+        connection, f"case.{CaseState.HELD}", now=now,
+        subject=Subject(study_id=row.study_id, series_id=row.series_id, case_id=case_id), rule=row.rule,
+        revision=row.revision, reason=reason,
+    )  # fmt: skip
 
 
 def _cover(connection: Connection, plan: Plan, ids: Mapping[tuple[str, bool], int]) -> None:

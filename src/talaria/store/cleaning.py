@@ -125,8 +125,11 @@ class Cleaning:
                     version=series.c.version + 1,
                 )
             )  # fmt: skip
+            over = sa.and_(cases.c.study_id == row.study_id, cases.c.series_id == 0, ~_has_files(row.study_id))
             connection.execute(
-                sa.update(cases).where(cases.c.series_id == candidate.id).values(state=CaseState.CLEANED, updated=now)
+                sa.update(cases)
+                .where(sa.or_(cases.c.series_id == candidate.id, over))
+                .values(state=CaseState.CLEANED, updated=now, version=cases.c.version + 1)
             )
             write_event(
                 connection, "series.cleaned", now=now, subject=Subject(study_id=row.study_id, series_id=candidate.id),
@@ -151,6 +154,15 @@ class Cleaning:
         """The files of a marked series are gone."""
         with self._ledger.writing() as connection:
             connection.execute(sa.update(series).where(series.c.id == series_id).values(dropping=False))
+
+
+def _has_files(study_id: int) -> sa.ColumnElement[bool]:
+    """Whether a received series of a study was not cleaned; results go by their own time."""
+    return (
+        sa.select(series.c.id)
+        .where(series.c.study_id == study_id, series.c.origin_job == 0, series.c.dropped.is_(None))
+        .exists()
+    )
 
 
 _OVER = [State.DONE, State.FAILED, State.CANCELLED, State.HELD]

@@ -9,8 +9,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from talaria.model.dicom import Origin, Tags
+from talaria.model.errors import Permanent
 from talaria.model.extensions import Delivery, Outcome, Parcel, Standing
-from talaria.store.jobs import Claim, instances_of
+from talaria.store.jobs import Claim, dropped_of, instances_of, is_current
 from talaria.store.ledger import AnyRow, Ledger, storable
 from talaria.store.schema import deliveries, instances, outcomes, series
 
@@ -41,22 +42,29 @@ class Deliveries:
         Args:
             claim: The job.
             locate: Where the spool has an instance, by its ULID; raises FileNotFoundError.
+
+        Raises:
+            Permanent: Retention removed what was not delivered.
         """
         with self._ledger.writing() as connection:
             record = connection.execute(sa.select(deliveries).where(deliveries.c.job_id == claim.job.id)).one()
             rows = instances_of(connection, claim.job.id)
-            decided = set(
+            dropped = dropped_of(connection, claim.job)
+            standings: dict[str, str] = dict(
                 connection.execute(
-                    sa.select(outcomes.c.instance_id).where(
+                    sa.select(outcomes.c.instance_id, outcomes.c.standing).where(
                         outcomes.c.delivery_id == record.id, outcomes.c.standing != Standing.PENDING
                     )
-                ).scalars()
+                ).all()
             )
+            if any(standings.get(instance_id) not in _THERE for instance_id in dropped):
+                raise Permanent("its files were removed by retention; send the study again")
+            total = len(rows) + len(dropped)
             first = min(extent.series_id for extent in claim.extents)
             source = connection.execute(sa.select(series).where(series.c.id == first)).one()
-            if record.total != len(rows):
-                connection.execute(sa.update(deliveries).where(deliveries.c.id == record.id).values(total=len(rows)))
-        waiting = [row for row in rows if row.id not in decided]
+            if record.total != total:
+                connection.execute(sa.update(deliveries).where(deliveries.c.id == record.id).values(total=total))
+        waiting = [row for row in rows if row.id not in standings]
         parcels, lost = _locate(waiting, locate)
         delivery = Delivery(
             id=record.id,
@@ -67,7 +75,7 @@ class Deliveries:
             origin=Origin(calling_ae=source.calling_ae, called_ae=source.called_ae, address=source.address),
             tags=Tags.from_json(source.tags),
             parcels=parcels,
-            total=len(rows),
+            total=total,
         )
         return delivery, lost
 
@@ -128,11 +136,9 @@ class Deliveries:
 
 
 def _counts(delivery: Delivery) -> sa.ColumnElement[bool]:
-    """Whether an outcome counts: not that of an instance which a newer version has replaced since."""
+    """Whether an outcome counts: of its own instances, those that no newer version has replaced since."""
     current = (
-        sa.select(instances.c.id)
-        .where(instances.c.id == outcomes.c.instance_id, instances.c.superseded_by.is_(None))
-        .exists()
+        sa.select(instances.c.id).where(instances.c.id == outcomes.c.instance_id, is_current(delivery.job_id)).exists()
     )
     return sa.and_(outcomes.c.delivery_id == delivery.id, current)
 

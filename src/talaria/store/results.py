@@ -8,9 +8,10 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from talaria.model.dicom import Instance, Origin, Tags
-from talaria.model.job import Extent
+from talaria.model.errors import Permanent
+from talaria.model.job import Extent, State
 from talaria.store.arrivals import series_row, study_row
-from talaria.store.jobs import Claim, instances_of
+from talaria.store.jobs import Claim, cancel_deliveries, dropped_of, instances_of
 from talaria.store.ledger import AnyRow, Ledger, Subject, insert_ignoring, storable, write_event
 from talaria.store.schema import instances, job_series, jobs, runs, series, studies
 
@@ -74,8 +75,15 @@ class Results:
         return found
 
     def inputs(self, claim: Claim) -> Sequence[AnyRow]:
-        """The instances a job is about, as `instances_of` gives them."""
+        """
+        The instances a job is about, as `instances_of` gives them.
+
+        Raises:
+            Permanent: Retention removed some of them.
+        """
         with self._ledger.reading() as connection:
+            if dropped_of(connection, claim.job):
+                raise Permanent("its files were removed by retention; send the study again")
             return instances_of(connection, claim.job.id)
 
     def origin(self, claim: Claim) -> Origin:
@@ -99,21 +107,27 @@ def adopt(
     """
     Write a job's outputs down as derived series, in the transaction that ends the job.
 
-    What the case made before of the same images is marked superseded.
+    What the case made before of the same images is marked superseded, and what of it waits to be delivered is
+    cancelled. Where a later job of the case ended first, these outputs are superseded themselves.
 
     Returns:
-        What a dispatch job of the results is about.
+        What a dispatch job of the results is about; nothing where they are superseded.
     """
     again = _made_again(connection, claim)
     connection.execute(sa.update(series).where(series.c.origin_job.in_(again)).values(superseded=True))
+    cancel_deliveries(connection, again, reason=f"made again by job {claim.job.id}", now=now)
     by_series: dict[tuple[str, str], list[Output]] = {}
     for output in outputs:
         key = (output.instance.study_instance_uid, output.instance.series_instance_uid)
         by_series.setdefault(key, []).append(output)
-    return tuple(
+    made = tuple(
         _adopt_series(connection, claim, study_uid, series_uid, members, origin=origin, now=now)
         for (study_uid, series_uid), members in by_series.items()
     )
+    if not _is_made_later(connection, claim):
+        return made
+    connection.execute(sa.update(series).where(series.c.origin_job == claim.job.id).values(superseded=True))
+    return ()
 
 
 def _made_again(connection: Connection, claim: Claim) -> list[int]:
@@ -126,6 +140,30 @@ def _made_again(connection: Connection, claim: Claim) -> list[int]:
     spans = {extent.series_id: range(extent.first, extent.last + 1) for extent in claim.extents}
     others = {row.job_id for row in rows if not {row.first, row.last} <= set(spans.get(row.series_id, ()))}
     return sorted({row.job_id for row in rows} - others)
+
+
+def _is_made_later(connection: Connection, claim: Claim) -> bool:
+    """Whether a later closing of the case ended already, and was about all images that this job is about."""
+    rows = connection.execute(
+        sa.select(job_series)
+        .join(jobs, jobs.c.id == job_series.c.job_id)
+        .where(
+            jobs.c.case_id == claim.job.case_id,
+            jobs.c.kind == claim.job.kind,
+            jobs.c.state == State.DONE,
+            jobs.c.supplement > claim.job.supplement,
+        )
+    ).all()
+    later: dict[int, list[AnyRow]] = {}
+    for row in rows:
+        later.setdefault(row.job_id, []).append(row)
+    return any(all(_has(found, extent) for extent in claim.extents) for found in later.values())
+
+
+def _has(rows: Sequence[AnyRow], extent: Extent) -> bool:
+    return any(
+        row.series_id == extent.series_id and row.first <= extent.first <= extent.last <= row.last for row in rows
+    )
 
 
 def _adopt_series(

@@ -113,6 +113,8 @@ class Dicom(Target):
 
     def deliver(self, delivery: Delivery) -> Iterator[Outcome]:
         """Send every parcel, over several associations at once where so set; see `Target.deliver`."""
+        if not delivery.parcels:
+            return
         peer = self._peer(delivery.origin)
         for parcels in by_association(delivery.parcels, _context):
             consignment = _Consignment(self, peer, parcels, attempt=delivery.attempt)
