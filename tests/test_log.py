@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.server  # each starts a process of its own
+
 FORMS = ("console", "json")
 SET_UP = """
 import logging, os, sys, threading, structlog

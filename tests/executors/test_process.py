@@ -19,6 +19,8 @@ from talaria.model.errors import Permanent, Transient
 from talaria.model.extensions import Exit, Limits, Run, Stopped
 from talaria.testing import synthetic_ct
 
+pytestmark = pytest.mark.slow
+
 
 class Scripted(Process):
     """Runs a script in place of a built-in module."""

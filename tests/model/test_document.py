@@ -37,6 +37,7 @@ def refusal(text: str) -> str:
     return str(raised.value)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text("abcdef ", min_size=1), JSON))
 def test_json_is_read_as_it_is(value: dict[str, object]) -> None:
     """

@@ -283,6 +283,7 @@ def written(data_set: Dataset, syntax: str) -> bytes:
     return stream.getvalue()
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data_sets(), st.sampled_from([IMPLICIT, EXPLICIT, BIG_ENDIAN]), st.sampled_from([0, 60, HEAD]))
 def test_reads_generated_data_sets_as_pydicom_does(data_set: Dataset, syntax: str, head: int) -> None:
@@ -664,6 +665,7 @@ def test_deep_sequences_are_passed_over(depth: int) -> None:
     assert ("too-deep",) == header.flags
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begin", [NESTED, WANTED_NESTED])
 def test_a_hundred_thousand_nested_sequences_cost_nothing(begin: bytes) -> None:
     """Fault R7: answered within 0.1 s."""
@@ -690,6 +692,7 @@ def test_a_million_empty_items_cost_nothing(tag: int, length: int | None) -> Non
     assert peak < 20
 
 
+@pytest.mark.slow
 def test_a_deflate_bomb_is_inflated_a_little() -> None:
     """Fault R6: a megabyte that inflates to a gigabyte takes at most 64 MB and 0.5 s, and is filed."""
     squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)

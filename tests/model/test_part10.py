@@ -117,3 +117,15 @@ def test_a_data_set_uid_names_itself_when_unusable() -> None:
     assert "1.2" == data_set_uid("1.2", name="StudyInstanceUID")
     with pytest.raises(NotAnInstance, match=r"^StudyInstanceUID is unusable: '\.\./x' is not a UID"):
         data_set_uid("../x", name="StudyInstanceUID")
+
+
+@pytest.mark.parametrize("data", [b"\x02\x00", b"\x02\x00\x10\x00UI\x02\x001\x00", b"\x02\x00\xff\xff" * 9])
+def test_data_set_that_begins_like_file_meta_information(data: bytes) -> None:
+    """
+    In a file of our own the data set begins where the group length says, whatever a hostile sender began it with.
+    """
+    head = build_meta(
+        FileMeta(offset=0, sop_class_uid="1.2", sop_instance_uid="1.3", transfer_syntax_uid="1.2.840.10008.1.2")
+    )
+
+    assert len(head) == parse_meta(head + data).offset

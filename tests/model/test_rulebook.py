@@ -736,6 +736,7 @@ def refused_with(text: str) -> tuple[Problem, ...] | None:
     return None
 
 
+@pytest.mark.slow
 def test_cut_anywhere() -> None:
     """
     The example, cut off after any of its characters, is read or refused, and nothing else.

@@ -16,6 +16,8 @@ from orchestra import Orchestra, data_sets
 from talaria.model.job import Kind
 from talaria.testing import FailingTarget, Step, synthetic_ct
 
+pytestmark = pytest.mark.slow
+
 BOOK = """\
 settings: {{series_quiet: 10s, study_quiet: 40s}}
 targets:

@@ -186,6 +186,7 @@ def test_revision_whose_plug_is_gone_defers(tmp_path: Path) -> None:
     first.receive(synthetic_ct(tmp_path / "ct", slices=2, side=16).paths)
     first.clock.move(11 * SECOND)
     first.router.step(first.clock.now())
+    first.apply(text)
     second = Orchestra(tmp_path)
     second.clock.move(60 * SECOND)
     second.processor.step(second.clock.now())

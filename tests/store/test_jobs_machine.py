@@ -18,6 +18,8 @@ from talaria.store.jobs import LEASE, MOST_DEATHS, Claim
 from talaria.store.ledger import Ledger
 from talaria.testing import MovedClock
 
+pytestmark = pytest.mark.slow
+
 OWNERS = ("here/1/1", "here/2/1", "there/1/1")
 ENDS = (Event.FINISH, Event.DEFER, Event.FAIL, Event.BREAK, Event.YIELD)
 ACTS = (Event.RETRY, Event.HOLD, Event.RELEASE, Event.CANCEL, Event.RESTART)

@@ -56,7 +56,8 @@ def parse_meta(head: bytes) -> FileMeta:
     """
     Read preamble and file meta information from the first bytes of a file.
 
-    The end is where group 0002 ends, whatever its group length says: some writers get that wrong.
+    The end is where group 0002 ends, whatever its group length says: some writers get that wrong. In a file of our own
+    it is where the group length says, since the data set of a hostile sender may begin with group 0002, too.
 
     Args:
         head: The file's first `META_LIMIT_BYTES`, or all of it.
@@ -68,7 +69,8 @@ def parse_meta(head: bytes) -> FileMeta:
         raise NotAnInstance("no DICM prefix at byte 128: not a DICOM Part 10 file")
     values: dict[str, str] = {}
     at = 132
-    while head[at : at + 2] == b"\x02\x00":
+    end = _declared_end(head) if IMPLEMENTATION_CLASS_UID.encode() in head[132:1024] else -1
+    while head[at : at + 2] == b"\x02\x00" and at != end:
         element, at, length = _element(head, at)
         field = _FIELDS.get(element)
         if field:
@@ -77,6 +79,13 @@ def parse_meta(head: bytes) -> FileMeta:
     if not values.get("transfer_syntax_uid"):
         raise NotAnInstance("file meta information names no transfer syntax (0002,0010)")
     return FileMeta(offset=at, **{"sop_class_uid": "", "sop_instance_uid": "", **values})
+
+
+def _declared_end(head: bytes) -> int:
+    """Where the group length (0002,0000) says that the data set begins; -1 where there is none."""
+    if head[132:140] != b"\x02\x00\x00\x00UL\x04\x00" or len(head) < 144:
+        return -1
+    return 144 + int(struct.unpack_from("<I", head, 140)[0])
 
 
 def _element(head: bytes, at: int) -> tuple[int, int, int]:
