@@ -167,3 +167,21 @@ def test_token_is_shown_once(home: Path) -> None:
     assert "robot" in listed
     assert secret not in listed
     assert "revoked 1\n" == run("token", "revoke", "robot").output
+
+
+def test_secret_key_that_others_can_read_is_refused(home: Path) -> None:
+    """
+    A key is for its owner; the error says how to mend it.
+    """
+    (home / "secret.key").chmod(0o644)
+    result = run("check")
+
+    assert 1 == result.exit_code
+    assert f"chmod 600 {home}/secret.key" in result.output
+
+
+def test_export_of_a_revision_that_is_not_there(home: Path) -> None:
+    """
+    There is no revision 0.
+    """
+    assert 1 == run("export", "--revision", "0").exit_code

@@ -6,6 +6,7 @@ import fcntl
 import os
 import secrets
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ import structlog
 from talaria import registry
 from talaria.dimse.scp import Limits
 from talaria.log import set_up
-from talaria.model.config import Config
+from talaria.model.config import Config, refuse_if_others_read
 from talaria.model.errors import ConfigError, LedgerAway, TalariaError, Transient
 from talaria.model.extensions import Executor
 from talaria.model.rulebook import Rulebook, Shelves, parse
@@ -156,6 +157,7 @@ class Home:
                 f"home {self.config.home}: is not set up (no file '{_IDENTITY}' in it); "
                 "is its disk mounted? for a new home run `talaria init`"
             )
+        refuse_if_others_read(self.config.secret_key_file)
         self.ledger.verify_schema()
         self._compare_identity()
 
@@ -365,6 +367,8 @@ _GROWN_UP_SECONDS = 30.0
 _LONGEST_PAUSE_SECONDS = 30.0
 _GRACE_SECONDS = 25.0
 _TICK_SECONDS = 0.1
+#: For receivers of a supervisor that was killed just now to be gone.
+_PORT_SECONDS = 3.0
 _FORK_AGAIN_SECONDS = 1.0
 #: As shells say: none that can be told.
 _UNKNOWN_CODE = 255
@@ -495,6 +499,27 @@ def full_serve_lock(home: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _refuse_taken_port(config: Config) -> None:
+    """
+    See that nobody listens at the DICOM port: receivers share it, so another home's would get half of our images.
+
+    Raises:
+        ConfigError: Somebody does.
+    """
+    deadline = time.monotonic() + _PORT_SECONDS
+    while True:
+        try:
+            with socket.create_server((config.dicom_host, config.dicom_port)):
+                return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"dicom_port {config.dicom_port}: cannot be had on {config.dicom_host} ({error.strerror}); "
+                    "another program or another home listens there: stop it, or set another dicom_port"
+                ) from error
+        time.sleep(_TICK_SECONDS)
+
+
 def serve(config: Config, services: Sequence[str]) -> None:
     """
     Run services until told to stop.
@@ -519,4 +544,6 @@ def serve(config: Config, services: Sequence[str]) -> None:
     home.ledger.close()
     lock = contextlib.nullcontext() if services else full_serve_lock(config.home)
     with lock:
+        if not services:
+            _refuse_taken_port(config)
         Supervisor(config, services or SERVICES).run()

@@ -66,6 +66,8 @@ class _Group(click.Group):
         except BrokenPipeError:
             sys.stderr.close()
             raise SystemExit(1) from None
+        except OSError as error:
+            raise _Told(f"{error.filename or 'output'}: {error.strerror}") from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -194,7 +196,7 @@ def apply(context: click.Context, file: Path, note: str, expect: int | None) -> 
 def export(context: click.Context, revision: int | None) -> None:
     """Print the rulebook that runs, as it was written."""
     home = _home(context)
-    click.echo(home.revisions.get(revision or home.revisions.latest()).text, nl=False)
+    click.echo(home.revisions.get(home.revisions.latest() if revision is None else revision).text, nl=False)
 
 
 def _text(file: Path) -> str:
@@ -424,7 +426,7 @@ def jobs_list(  # the options of a list
     """Jobs, the newest first."""
     page = _home(context).listing.jobs(state=state, rule=rule, target=target, kind=kind, limit=limit)
     if as_json:
-        _print_json({"items": page.items, "next": page.next})
+        _print_json({"items": [_as_pinned(job) for job in page.items], "next": page.next})
     else:
         _print_jobs(page.items, empty="No job fits.")
 
@@ -437,7 +439,7 @@ def jobs_show(context: click.Context, job_id: int, as_json: bool) -> None:
     """All that is known of one job."""
     job = _home(context).jobs.show(job_id)
     if as_json:
-        _print_json(job)
+        _print_json(_as_pinned(job))
         return
     for name, value in dataclasses.asdict(job).items():
         click.echo(f"{name:20} {_in_words(value)}".rstrip())
@@ -593,6 +595,15 @@ def _ago(moment: datetime) -> str:
         if size < limit:
             return f"{size / length:.0f} {unit} ago" if seconds >= 0 else f"in {size / length:.0f} {unit}"
     raise AssertionError
+
+
+def _as_pinned(job: Job) -> Mapping[str, Any]:
+    """A job by the names that the API has for its fields."""
+    fields = dataclasses.asdict(job)
+    for ours in ("study_id", "case_id"):
+        del fields[ours]
+    named = {"study_uid": fields.pop("study_instance_uid"), "series_uid": fields.pop("series_instance_uid")}
+    return {"id": fields.pop("id"), **named, **fields, "priority": job.priority.name.lower()}
 
 
 def _in_words(value: Any) -> str:

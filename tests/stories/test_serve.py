@@ -115,3 +115,15 @@ def test_spool_that_is_gone_is_never_made_again(tmp_path: Path, serving: Serving
 
     assert "is its disk mounted?" in said
     assert [] == list((tmp_path / "home" / "spool").iterdir())
+
+
+def test_port_of_another_home_is_refused(tmp_path: Path, serving: Serving) -> None:
+    """
+    Receivers of one home share a port; another home on it would be given half of the images.
+    """
+    serving.start()
+    (tmp_path / "other").mkdir()
+    other = Serving(tmp_path / "other", TALARIA_DICOM_PORT=str(serving.dicom_port))
+    other.run("init")
+
+    assert "another program or another home listens there" in other.run("serve", code=1)

@@ -101,6 +101,7 @@ class Spool:
             ConfigError: The folder cannot be made or written to.
         """
         try:
+            root.mkdir(mode=0o750, parents=True, exist_ok=True)
             for part in ("tmp", "new", "store", "work"):
                 (root / part).mkdir(mode=0o750, parents=True, exist_ok=True)
             for number in range(1024):
