@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from talaria import app
-from talaria.cli import _SERVICES, main
+from talaria.cli import main
+from talaria.cli.running import _SERVICES
 
 
 @pytest.fixture

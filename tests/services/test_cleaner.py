@@ -53,7 +53,7 @@ def test_events_written_in_the_same_moment_are_no_jump(orchestra: Orchestra) -> 
     On a busy machine an event is always a little younger than the cleaner's look at the clock.
     """
     now = orchestra.clock.move(timedelta(days=4))
-    with orchestra.ledger.writing() as connection:
+    with orchestra.ledger.writing("test") as connection:
         write_event(connection, "job.made", now=now + timedelta(milliseconds=5), subject=Subject())
     orchestra.cleaner.step(now)
 

@@ -119,7 +119,7 @@ def test_retry_seals_the_folder(tmp_path: Path) -> None:
     orchestra.wait(20 * SECOND)
     (mark,) = (tmp_path / "out").rglob(".complete")
     mark.unlink()
-    with orchestra.ledger.writing() as connection:
+    with orchestra.ledger.writing("test") as connection:
         connection.execute(sa.text("UPDATE jobs SET state = 'failed'"))
 
     assert (State.DONE, True) == (act(orchestra, Event.RETRY).state, mark.exists())
@@ -134,7 +134,7 @@ def test_retry_finds_files_missing(tmp_path: Path) -> None:
     orchestra.wait(20 * SECOND)
     for path in (*(tmp_path / "out").rglob(".complete"), next((tmp_path / "out").rglob("*.dcm"))):
         path.unlink()
-    with orchestra.ledger.writing() as connection:
+    with orchestra.ledger.writing("test") as connection:
         connection.execute(sa.text("UPDATE jobs SET state = 'failed'"))
     job = act(orchestra, Event.RETRY)
 

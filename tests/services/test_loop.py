@@ -458,7 +458,7 @@ def test_commit_of_another_connection_wakes_the_loop(run: Start, ledger: Ledger,
     other = Ledger.open(ledger_url)
     threading.Event().wait(0.2)
     began, before = time.monotonic(), worker.steps
-    with other.writing() as connection:
+    with other.writing("test") as connection:
         write_event(connection, "news", now=MovedClock().now(), subject=Subject())
     until(lambda: worker.steps > before)
 

@@ -41,7 +41,7 @@ def take(rows: Rows, **how: object) -> Claim | None:
 
 
 def set_columns(rows: Rows, job_id: int, **values: object) -> None:
-    with rows.ledger.writing() as connection:
+    with rows.ledger.writing("test") as connection:
         connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**values))
 
 
@@ -390,7 +390,7 @@ def test_same_thing_is_made_once(rows: Rows) -> None:
     new = NewJob(
         kind=Kind.DISPATCH, rule="other", revision=9, extents=(Extent(series_id=1, first=1, last=1),), target="x"
     )
-    with rows.ledger.writing() as connection:
+    with rows.ledger.writing("test") as connection:
         again = make_job(
             connection, new, study_id=job.study_id, series_id=1, case_id=job.case_id, spool=SPOOL, now=rows.clock.now()
         )
@@ -406,7 +406,7 @@ def test_study_asks_beside_its_series(rows: Rows) -> None:
     (job_id,) = rows.jobs_of()
     job = rows.jobs.act(job_id, Event.CANCEL, actor="p", now=rows.clock.now())
     new = NewJob(kind=Kind.DISPATCH, rule="s", revision=1, extents=(Extent(series_id=1, first=1, last=1),), target="x")
-    with rows.ledger.writing() as connection:
+    with rows.ledger.writing("test") as connection:
         made = make_job(
             connection, new, study_id=job.study_id, series_id=0, case_id=job.case_id, spool=SPOOL, now=rows.clock.now()
         )

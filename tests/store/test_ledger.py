@@ -49,7 +49,7 @@ def test_other_schema_is_refused(ledger: Ledger, version: str, said: str) -> Non
     """
     A ledger of a newer or older Talaria is refused, with what to do.
     """
-    with ledger.writing() as connection:
+    with ledger.writing("test") as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = :v"), {"v": version})
 
     with pytest.raises(ConfigError, match=said):
@@ -153,7 +153,7 @@ def test_wrong_statement_is_a_bug_on_postgresql(ledger: Ledger, ledger_url: str)
     """
     What is wrong with the statement is not taken for the database's being away, where the two can be told apart.
     """
-    with pytest.raises((sa.exc.ProgrammingError, LedgerAway)) as raised, ledger.writing() as connection:
+    with pytest.raises((sa.exc.ProgrammingError, LedgerAway)) as raised, ledger.writing("test") as connection:
         connection.execute(sa.text("SELECT 1 FROM nothing"))
 
     assert ledger_url.startswith("sqlite") == isinstance(raised.value, LedgerAway)
@@ -163,7 +163,7 @@ def test_writing_is_whole_or_nothing(ledger: Ledger) -> None:
     """
     Where one statement of a transaction breaks none has happened.
     """
-    with pytest.raises(TypeError), ledger.writing() as connection:  # noqa: PT012 - what is written first is the point
+    with pytest.raises(TypeError), ledger.writing("test") as connection:  # noqa: PT012 - what is written first is the point
         write_event(connection, "one", now=MovedClock().now(), subject=Subject())
         write_event(connection, "two", now=MovedClock().now(), subject=Subject(), what=object())
 
@@ -178,7 +178,7 @@ def test_reading_sees_one_state(ledger: Ledger) -> None:
     count = sa.select(sa.func.count()).select_from(schema.events)
     with ledger.reading() as connection:
         before = connection.execute(count).scalar_one()
-        with ledger.writing() as other:
+        with ledger.writing("test") as other:
             write_event(other, "one", now=MovedClock().now(), subject=Subject())
 
         assert before == connection.execute(count).scalar_one()
@@ -196,7 +196,7 @@ def test_readers_do_not_wait_for_writers(ledger: Ledger) -> None:
         with ledger.reading() as connection:
             seen.append(len(connection.execute(sa.select(schema.events)).all()))
 
-    with ledger.writing() as connection:
+    with ledger.writing("test") as connection:
         write_event(connection, "one", now=MovedClock().now(), subject=Subject())
         reader = threading.Thread(target=read)
         reader.start()
@@ -211,7 +211,7 @@ def test_moments_come_back_as_they_went(ledger: Ledger) -> None:
     """
     tokyo = timezone(timedelta(hours=9))
     moments = [datetime(2026, 3, 29, 9, 30, 0, 123456, tokyo), datetime(2026, 3, 29, 1, 0, tzinfo=UTC)]
-    with ledger.writing() as connection:
+    with ledger.writing("test") as connection:
         for moment in moments:
             write_event(connection, "one", now=moment, subject=Subject())
     with ledger.reading() as connection:
@@ -227,7 +227,7 @@ def test_insert_ignoring_leaves_what_is_there(ledger: Ledger) -> None:
     """
     Rows whose key is taken stay as they were; the others are inserted.
     """
-    with ledger.writing() as connection:
+    with ledger.writing("test") as connection:
         insert_ignoring(connection, schema.facts, [{"name": "a", "value": "1"}])
         insert_ignoring(connection, schema.facts, [{"name": "a", "value": "2"}, {"name": "b", "value": "3"}])
         insert_ignoring(connection, schema.facts, [])
@@ -241,7 +241,7 @@ def test_text_from_outside_is_made_storable(ledger: Ledger) -> None:
     Every text is storable once it was made so, in every database, and only what cannot be kept is changed.
     """
     hostile = "a\0b\ud800c\U0001f600合成\r\n"
-    with ledger.writing() as connection:
+    with ledger.writing("test") as connection:
         connection.execute(schema.facts.insert().values(name="h", value=storable(hostile)))
         found = connection.execute(sa.select(schema.facts.c.value).where(schema.facts.c.name == "h")).scalar_one()
 
@@ -254,7 +254,7 @@ def test_watch_tells_of_other_connections(ledger: Ledger, ledger_url: str) -> No
     """
     with ledger.watch() as version:
         before = version()
-        with ledger.writing() as connection:
+        with ledger.writing("test") as connection:
             write_event(connection, "one", now=MovedClock().now(), subject=Subject())
 
         assert (before is None, version() != before) == ((False, True) if "sqlite" in ledger_url else (True, False))

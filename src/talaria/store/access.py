@@ -73,7 +73,7 @@ class Access:
             "digest": digest(text), "kind": kind, "name": name, "created": now,
             "expires": None if lifetime is None else now + lifetime,
         }  # fmt: skip
-        with self._ledger.writing() as connection:
+        with self._ledger.writing("access.issue") as connection:
             known = connection.execute(
                 sa.select(sa.func.count()).where(credentials.c.digest == row["digest"])
             ).scalar_one()
@@ -96,7 +96,7 @@ class Access:
 
     def redeem(self, link: str, *, now: datetime, session: timedelta) -> str | None:
         """Exchange a one-time link for a session; None when it is used up, expired or unknown."""
-        with self._ledger.writing() as connection:
+        with self._ledger.writing("access.redeem") as connection:
             row = connection.execute(
                 sa.select(credentials).where(
                     credentials.c.digest == digest(link), credentials.c.kind == CredentialKind.LINK
@@ -120,7 +120,7 @@ class Access:
 
     def revoke(self, *, kind: CredentialKind, name: str = "", secret: str = "", actor: str, now: datetime) -> int:
         """Make a credential worthless, by name or by the secret itself; how many there were."""
-        with self._ledger.writing() as connection:
+        with self._ledger.writing("access.revoke") as connection:
             which = credentials.c.digest == digest(secret) if secret else credentials.c.name == name
             revoked = connection.execute(sa.delete(credentials).where(credentials.c.kind == kind, which)).rowcount
             if revoked:

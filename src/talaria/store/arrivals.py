@@ -76,7 +76,7 @@ class Arrivals:
         Returns:
             What each instance was found to be, by its ULID.
         """
-        with self._ledger.writing() as connection:
+        with self._ledger.writing("arrivals.record") as connection:
             study_ids = _ensure_studies(connection, batch, now=now)
             series_ids = _ensure_series(connection, batch, study_ids, now=now)
             recorder = _Recorder(connection, batch, study_ids, series_ids, now=now, is_lost=is_lost)

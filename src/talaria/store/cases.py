@@ -95,7 +95,7 @@ class Cases:
             Overtaken: The series changed since it was looked at; look again.
         """
         series_id = view.series.id
-        with self._ledger.writing() as connection:
+        with self._ledger.writing("cases.series") as connection:
             study_id = _take_series(connection, view, plan, now=now)
             _close_portions(connection, plan.close)
             ids = {(case.rule, case.is_study): case.id for case in view.cases}
@@ -125,12 +125,12 @@ class Cases:
 
     def postpone_series(self, series_id: int, until: datetime) -> None:
         """Look at a series again only then: a bug stopped its routing."""
-        with self._ledger.writing() as connection:
+        with self._ledger.writing("cases.postpone_series") as connection:
             connection.execute(sa.update(series).where(series.c.id == series_id).values(due=until))
 
     def postpone_case(self, case_id: int, until: datetime) -> None:
         """Look at a study case again only then: a bug stopped its routing."""
-        with self._ledger.writing() as connection:
+        with self._ledger.writing("cases.postpone_case") as connection:
             connection.execute(sa.update(cases).where(cases.c.id == case_id).values(due=until))
 
     # -- studies --
@@ -161,7 +161,7 @@ class Cases:
         Raises:
             Overtaken: The case or one of its series changed since it was looked at; look again.
         """
-        with self._ledger.writing() as connection:
+        with self._ledger.writing("cases.study") as connection:
             state = {"state": CaseState.CLOSED, "reason": "" if plan.covered else plan.why} if plan.settled else {}
             changed = connection.execute(
                 sa.update(cases)

@@ -93,7 +93,7 @@ class Cleaning:
         Returns:
             False when something came or happened since it was looked at; then nothing was changed.
         """
-        with self._ledger.writing() as connection:
+        with self._ledger.writing("cleaning.mark") as connection:
             row = connection.execute(
                 sa.select(series.c.study_id, series.c.due, series.c.settled, series.c.dropped)
                 .where(series.c.id == candidate.id)
@@ -152,7 +152,7 @@ class Cleaning:
 
     def gone(self, series_id: int) -> None:
         """The files of a marked series are gone."""
-        with self._ledger.writing() as connection:
+        with self._ledger.writing("cleaning.gone") as connection:
             connection.execute(sa.update(series).where(series.c.id == series_id).values(dropping=False))
 
 

@@ -46,7 +46,7 @@ class Deliveries:
         Raises:
             Permanent: Retention removed what was not delivered.
         """
-        with self._ledger.writing() as connection:
+        with self._ledger.writing("deliveries.prepare") as connection:
             record = connection.execute(sa.select(deliveries).where(deliveries.c.job_id == claim.job.id)).one()
             rows = instances_of(connection, claim.job.id)
             dropped = dropped_of(connection, claim.job)
@@ -85,7 +85,7 @@ class Deliveries:
         """Write down what became of some instances; the later word on one of them stands."""
         if not found:
             return
-        with self._ledger.writing() as connection:
+        with self._ledger.writing("deliveries.record") as connection:
             last = {outcome.instance_id: outcome for outcome in found}
             earlier = dict(
                 connection.execute(

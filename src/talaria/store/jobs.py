@@ -101,7 +101,7 @@ class Jobs:
         with self._ledger.reading() as connection:  # most looks find nothing: they must not take the pen
             if connection.execute(wanted).first() is None:
                 return None
-        with self._ledger.writing() as connection:
+        with self._ledger.writing("jobs.claim") as connection:
             row = connection.execute(wanted.with_for_update(skip_locked=True)).first()
             if row is None:
                 return None
@@ -136,7 +136,7 @@ class Jobs:
         wanted = {claim.job.id: claim for claim in claims}
         if not wanted:
             return set()
-        with self._ledger.writing() as connection:
+        with self._ledger.writing("jobs.heartbeat") as connection:
             rows = connection.execute(
                 sa.select(jobs.c.id, jobs.c.owner, jobs.c.attempt, jobs.c.state).where(jobs.c.id.in_(list(wanted)))
             )
@@ -177,7 +177,7 @@ class Jobs:
             changes["due"] = due
         if event is Event.YIELD:
             changes["attempt"] = claim.job.attempt - 1
-        with self._ledger.writing() as connection:
+        with self._ledger.writing("jobs.end") as connection:
             row = _lock(connection, claim.job.id)
             if not _is_ours(row, claim):
                 raise Overtaken(f"job {claim.job.id} is not ours any more: {row.state}, attempt {row.attempt}")
@@ -217,7 +217,7 @@ class Jobs:
             ).all()
         expired = 0
         for job_id in [row.id for row in rows if is_lost(row)]:
-            with self._ledger.writing() as connection:
+            with self._ledger.writing("jobs.expire") as connection:
                 row = _lock(connection, job_id)
                 if row.state == State.ACTIVE and is_lost(row):
                     _take_back(connection, row, now=now)
@@ -231,7 +231,7 @@ class Jobs:
         Raises:
             Refused: There is no such job, or its state does not allow it.
         """
-        with self._ledger.writing() as connection:
+        with self._ledger.writing("jobs.act") as connection:
             row = _lock(connection, job_id)
             changes: dict[str, Any] = {"owner": None, "lease": None}
             if event in {Event.RETRY, Event.RELEASE, Event.RESTART}:

@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from talaria.failpoint import failpoint
 from talaria.model.errors import ConfigError, LedgerAway
 from talaria.store import schema
 from talaria.store.spool import new_ulid
@@ -73,7 +74,7 @@ class Ledger:
         with self._answering():
             with self.engine.connect() as connection:
                 upgrade(connection)
-            with self.writing() as connection:
+            with self.writing("ledger.found") as connection:
                 insert_ignoring(connection, schema.facts, [{"name": "identity", "value": new_ulid(now)}])
 
     def verify_schema(self) -> None:
@@ -124,10 +125,16 @@ class Ledger:
             yield connection
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A transaction that is whole or nothing; on SQLite it has the pen from its beginning."""
+    def writing(self, name: str) -> Iterator[Connection]:
+        """
+        A transaction that is whole or nothing; on SQLite it has the pen from its beginning.
+
+        Its *name*, `ROOM.ACT`, is that of two fail points: `NAME.written` and `NAME.committed`.
+        """
         with self._answering(), self._writer.begin() as connection:
             yield connection
+            failpoint(f"{name}.written")
+        failpoint(f"{name}.committed")
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:

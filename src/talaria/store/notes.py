@@ -19,7 +19,7 @@ class Notes:
 
     def set(self, name: str, value: str) -> None:
         """Note it; what was noted before is gone."""
-        with self._ledger.writing() as connection:
+        with self._ledger.writing("notes.set") as connection:
             changed = connection.execute(sa.update(facts).where(facts.c.name == name).values(value=value)).rowcount
             if not changed:
                 connection.execute(facts.insert().values(name=name, value=value))

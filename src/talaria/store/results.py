@@ -52,7 +52,7 @@ class Results:
     def record_run(self, run: RunRecord) -> None:
         """Write down how a step went; again for the same step and attempt, the later word stands."""
         same = (runs.c.job_id == run.job_id, runs.c.attempt == run.attempt, runs.c.step == run.step)
-        with self._ledger.writing() as connection:
+        with self._ledger.writing("results.run") as connection:
             connection.execute(sa.delete(runs).where(*same))
             connection.execute(
                 runs.insert().values(

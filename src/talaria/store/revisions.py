@@ -93,7 +93,7 @@ class Revisions:
             Overtaken: Somebody saved another since *expected*.
         """
         try:
-            with self._ledger.writing() as connection:
+            with self._ledger.writing("revisions.save") as connection:
                 latest = connection.execute(
                     sa.select(sa.func.coalesce(sa.func.max(revisions.c.number), 0))
                 ).scalar_one()

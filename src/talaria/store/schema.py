@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 #: The last of the steps in `migrations/`; each sorts after the one before it.
-REVISION = "0001"
+REVISION = "0002"
 
 
 class UTCTime(TypeDecorator[datetime]):
@@ -49,6 +49,9 @@ class UTCTime(TypeDecorator[datetime]):
 #: A key that counts up; SQLite counts by itself only where the type is exactly INTEGER.
 Key = BigInteger().with_variant(Integer, "sqlite")
 
+#: States of a job that waits.
+_WAITING = "('pending', 'deferred')"
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -57,6 +60,12 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+
+def _where(name: str, condition: str, *columns: str) -> Index:
+    """An index over some rows only: it does not grow with what is over."""
+    return Index(name, *columns, sqlite_where=text(condition), postgresql_where=text(condition))
+
 
 #: Facts about the ledger itself: its identity.
 facts = Table(
@@ -107,6 +116,8 @@ series = Table(
     Column("dropped", UTCTime),  # when retention took its files; NULL again when it is sent again
     Column("dropping", Boolean, nullable=False, server_default=text("false")),  # files are still to be removed
     Column("version", Integer, nullable=False, server_default=text("0")),  # counts every change, for compare-and-set
+    Column("forced", Text, nullable=False, server_default=""),  # the rule that takes it whatever the others say
+    Column("held", Text, nullable=False, server_default=""),  # why no rule is asked until a person decides
     UniqueConstraint("study_id", "series_instance_uid", "origin_job"),
     Index(None, "due"),
     Index(None, "dropped", "last_received"),
@@ -129,6 +140,7 @@ instances = Table(
     Column("portion", Integer),
     Column("superseded_by", String(26)),  # another version of the same SOP instance came later
     Column("repeats", Integer, nullable=False, server_default=text("0")),  # identical copies that came again
+    Column("repeated", UTCTime),  # when the last of them came
     Column("flags", Text, nullable=False, server_default=""),  # oddities of its header, blank between
     Column("dropped", UTCTime),  # when retention removed the file
     Index(None, "series_id", "portion"),
@@ -191,9 +203,15 @@ jobs = Table(
     Column("owner", String(80)),
     Column("lease", UTCTime),  # the owner must be heard of before this
     Column("spool", String(64), nullable=False),  # only a worker that has it mounted may claim
+    Column("ready", Boolean, nullable=False, server_default=text("true")),  # waits, and its time has come
     Column("key", String(160), nullable=False, unique=True),  # the same thing is never asked twice
-    Index(None, "state", "kind", "priority", "due"),
-    Index(None, "target", "state"),
+    _where("ix_jobs_ready", "ready", "kind", "spool", "target", "priority", "due", "id"),
+    _where("ix_jobs_waiting", f"NOT ready AND state IN {_WAITING}", "kind", "due"),
+    _where("ix_jobs_active", "state = 'active'", "kind", "lease"),
+    _where("ix_jobs_open", "state NOT IN ('done', 'cancelled')", "kind", "target", "state", "created"),
+    Index(None, "state", "id"),
+    Index(None, "rule", "id"),
+    Index(None, "target", "id"),
     Index(None, "study_id"),
     Index(None, "case_id"),
     Index(None, "parent"),
@@ -222,6 +240,10 @@ deliveries = Table(
     Column("sent", Integer, nullable=False, server_default=text("0")),
     Column("size_bytes", BigInteger, nullable=False, server_default=text("0")),  # sent, all attempts together
     Column("seconds", Float, nullable=False, server_default=text("0")),  # spent sending, all attempts together
+    Column("compacted", UTCTime),  # when the plain outcomes became a count and a digest
+    Column("digest", LargeBinary(32)),  # of the outcomes that were compacted
+    Index(None, "target", "job_id"),
+    _where("ix_deliveries_whole", "compacted IS NULL", "job_id"),
 )
 
 outcomes = Table(
@@ -251,6 +273,36 @@ runs = Table(
     Column("seconds", Float, nullable=False),
     Column("log", Text, nullable=False),
     Column("ended", UTCTime, nullable=False),
+)
+
+#: What a step of a module wrote into `result.json`, whole.
+results = Table(
+    "results",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("job_id", Key, ForeignKey("jobs.id"), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("study_id", Key, ForeignKey("studies.id"), nullable=False),
+    Column("series_id", Key, nullable=False),  # 0: the case is a study
+    Column("module", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("value", Text, nullable=False),  # JSON
+    Column("created", UTCTime, nullable=False),
+    UniqueConstraint("job_id", "attempt", "step"),
+    Index(None, "module", "id"),
+    Index(None, "study_id"),
+)
+
+#: What a person has stopped for a while: a kind of work, or one target of it; *target* is empty for the whole kind.
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("target", Text, primary_key=True),
+    Column("actor", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("since", UTCTime, nullable=False),
 )
 
 #: What happened, only ever added to.
@@ -295,6 +347,7 @@ credentials = Table(
     Column("created", UTCTime, nullable=False),
     Column("expires", UTCTime),
     Column("seen", UTCTime),
+    Column("scope", String(16), nullable=False, server_default="administer"),  # the most it is good for
 )
 
 #: The services that were heard of lately.

@@ -65,7 +65,7 @@ class Workers:
     def seen(self, process: Process, service: str, *, started: datetime, now: datetime) -> None:
         """Say that a service lives; forget those of long ago."""
         key = f"{process.owner}/{service}"[:80]
-        with self._ledger.writing() as connection:
+        with self._ledger.writing("workers.seen") as connection:
             changed = connection.execute(sa.update(workers).where(workers.c.id == key).values(seen=now)).rowcount
             if not changed:
                 connection.execute(sa.delete(workers).where(workers.c.seen < now - timedelta(days=1)))
@@ -77,5 +77,5 @@ class Workers:
 
     def gone(self, process: Process, service: str) -> None:
         """Say that a service stopped in good order."""
-        with self._ledger.writing() as connection:
+        with self._ledger.writing("workers.gone") as connection:
             connection.execute(sa.delete(workers).where(workers.c.id == f"{process.owner}/{service}"[:80]))
