@@ -46,7 +46,7 @@ bench: .venv/.dev  ## Measure, each peer beside ours in the same run; a few minu
 
 soak: .venv/.dev  ## Kill it again and again for an hour (MINUTES=60), and count what was lost.
 	@scripts/components
-	@TALARIA_SOAK_MINUTES=$(or $(MINUTES),60) .venv/bin/python -m pytest -m soak
+	@TALARIA_SOAK_MINUTES=$(or $(MINUTES),60) .venv/bin/python -m pytest -m soak -s
 
 clean:  ## Remove what was built.
 	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,7 +1,7 @@
 """
 Runs benchmarks, each in a process of its own, and prints their tables.
 
-    python -m bench [receive|send|header|rules ...] [--quick] [--save]
+    python -m bench [receive|send|header|rules|ledger|start ...] [--quick] [--save]
 
 Without a name it runs them all. `--save` adds the tables, with machine and date, to docs/benchmarks.md.
 """
@@ -22,6 +22,9 @@ BENCHMARKS = {
     "send": "P4, sending",
     "header": "P3, header extraction",
     "rules": "P7, rule evaluation",
+    "scale": "P13, cost as the work grows",
+    "ledger": "P8, jobs through the ledger",
+    "start": "from a series' completion to its jobs' start",
 }
 
 
@@ -60,7 +63,7 @@ def main() -> None:
     tables = {}
     for name in names:
         print(f"\n{BENCHMARKS[name]}", flush=True)
-        tables[name] = run(name, *(["--quick"] if "--quick" in options and name in {"receive", "send"} else []))
+        tables[name] = run(name, *(["--quick"] if "--quick" in options and name in {"receive", "send", "scale"} else []))
     if "--save" in options:
         save(tables)
 

@@ -1,23 +1,17 @@
 """What tests of several rooms stand on: a ledger on each database, made anew for every test."""
 
-import os
 import secrets
 import shutil
-import socket
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
+from clusters import cluster
 from rows import make_ledger
 from talaria.store.ledger import Ledger
 from talaria.testing import MovedClock
-
-POSTGRESQL = Path("/usr/lib/postgresql")
-AS_POSTGRES = ("runuser", "-u", "postgres", "--") if os.geteuid() == 0 else ()
 
 
 @pytest.fixture(scope="session")
@@ -31,24 +25,10 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
     """A cluster of our own on the loopback, gone at the end; the address of its servers, without a database."""
-    programs = max(POSTGRESQL.glob("*/bin"), default=POSTGRESQL)
-    folder = Path(tempfile.mkdtemp(prefix="talaria-postgresql-", dir="/tmp"))
-    if AS_POSTGRES:
-        shutil.chown(folder, "postgres", "postgres")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
-    run = (*AS_POSTGRES, programs / "pg_ctl", "-D", folder / "cluster", "-s", "-w")
-    initdb = (programs / "initdb", "-D", folder / "cluster", "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8")
-    subprocess.run([*AS_POSTGRES, *initdb], check=True, stdout=subprocess.DEVNULL, cwd=folder)
-    subprocess.run([*run, "-l", folder / "log", "-o", options, "start"], check=True, cwd=folder)
-    address = f"postgresql://postgres@127.0.0.1:{port}"
-    make_database(address, "template", source="template0")
-    make_ledger(f"{address}/template")
-    yield address
-    subprocess.run([*run, "-m", "immediate", "stop"], check=True, cwd=folder)
-    shutil.rmtree(folder)
+    with cluster() as made:
+        make_database(made.address, "template", source="template0")
+        make_ledger(f"{made.address}/template")
+        yield made.address
 
 
 def make_database(address: str, name: str, *, source: str) -> None:
@@ -57,6 +37,14 @@ def make_database(address: str, name: str, *, source: str) -> None:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql(f'CREATE DATABASE "{name}" TEMPLATE "{source}"')
     engine.dispose()
+
+
+@pytest.fixture
+def empty_database(postgresql: str) -> str:
+    """The address of a database of our own without any table."""
+    name = f"e{secrets.token_hex(8)}"
+    make_database(postgresql, name, source="template0")
+    return f"{postgresql}/{name}"
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])

@@ -12,10 +12,10 @@ from talaria.model.errors import ConfigError
 from talaria.model.extensions import Executor, Target
 from talaria.model.part10 import META_LIMIT_BYTES, parse_meta
 from talaria.model.rulebook import Shelves, parse
-from talaria.services.bookkeeper import Bookkeeper
+from talaria.services.bookkeeper import Bookkeeper, Housekeeping
 from talaria.services.cleaner import Cleaner
 from talaria.services.dispatcher import Dispatcher
-from talaria.services.loop import Heart, Worker
+from talaria.services.loop import Books, Heart, Worker
 from talaria.services.processor import Processor
 from talaria.services.receiver import Indexer, SpoolSink
 from talaria.services.router import Router
@@ -24,6 +24,7 @@ from talaria.store.cases import Cases
 from talaria.store.cleaning import Cleaning
 from talaria.store.deliveries import Deliveries
 from talaria.store.jobs import Jobs
+from talaria.store.journal import Journal
 from talaria.store.ledger import Ledger
 from talaria.store.listing import Listing
 from talaria.store.notes import Notes
@@ -36,13 +37,22 @@ from talaria.testing import MovedClock
 class Orchestra:
     """Every service but the listener, stepped by hand on one home."""
 
-    def __init__(self, home: Path, *, url: str = "", targets: Mapping[str, type[Target]] | None = None) -> None:
-        self.clock = MovedClock()
+    def __init__(
+        self,
+        home: Path,
+        *,
+        url: str = "",
+        targets: Mapping[str, type[Target]] | None = None,
+        executors: Mapping[str, type[Executor]] | None = None,
+        clock: MovedClock | None = None,
+    ) -> None:
+        self.clock = clock or MovedClock()
         self._began = self.clock.now()
         found = registry.discover()
         self.shelves = Shelves(
-            targets={**found.targets, **(targets or {})}, modules=found.modules, executors=found.executors
-        )
+            targets={**found.targets, **(targets or {})}, modules=found.modules,
+            executors={**found.executors, **(executors or {})},
+        )  # fmt: skip
         self.home = home
         self.ledger = Ledger.open(url or f"sqlite:///{home}/ledger.db")
         self.ledger.migrate(now=self.clock.now())
@@ -54,7 +64,8 @@ class Orchestra:
 
     def _build(self) -> None:
         now = self.clock.now
-        heart = Heart(self.jobs, host="here", clock=now)
+        self.books = Books(self.ledger, Journal(self.home / "journal", clock=now))
+        heart = self.heart = Heart(self.jobs, books=self.books, host="here", owner="here/1/1", clock=now)
         executors: dict[str, Executor] = {kind: plug() for kind, plug in self.shelves.executors.items()}
         self.indexer = Indexer(spool=self.spool, arrivals=Arrivals(self.ledger), rulebooks=self.rulebooks, clock=now)
         self.router = Router(cases=Cases(self.ledger), rulebooks=self.rulebooks)
@@ -70,7 +81,11 @@ class Orchestra:
             cleaning=Cleaning(self.ledger), rulebooks=self.rulebooks, spool=self.spool, watermark=1.0,
             uptime=lambda: self.clock.now() - self._began,
         )  # fmt: skip
-        self.bookkeeper = Bookkeeper(listing=self.listing, notes=Notes(self.ledger))
+        notes = Notes(self.ledger)
+        house = Housekeeping(
+            self.ledger, notes=notes, rulebooks=self.rulebooks, uptime=lambda: self.clock.now() - self._began
+        )
+        self.bookkeeper = Bookkeeper(listing=self.listing, notes=notes, house=house)
         self.workers: list[Worker] = [self.router, self.processor, self.dispatcher, self.bookkeeper]
 
     def apply(self, text: str) -> int:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -51,15 +51,24 @@ def answers(port: int) -> bool:
     return True
 
 
+#: Each service of a home as a command of its own; of what only one may claim, two.
+APART = ("receiver", "router", "router", "processor", "dispatcher", "dispatcher", "cleaner", "bookkeeper", "web")
+
+
 class Serving:
     """
-    One home, and the process group that serves it.
+    One home, and the process groups that serve it.
 
     `talaria serve` leads a process group of its own, so that killing the group kills all of it and nothing else.
+
+    Attributes:
+        url: Of its ledger; a file in the home where none is given.
+        apart: Services that `start` starts as commands of their own; none: one `talaria serve` for all.
     """
 
-    def __init__(self, folder: Path, **settings: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, url: str = "", apart: Sequence[str] = (), **settings: str) -> None:
+        self.folder, self.apart = folder, apart
+        self.url = url or f"sqlite:///{folder}/home/ledger.db"
         self.dicom_port, self.web_port = free_port(), free_port()
         self.token = os.urandom(24).hex()
         token_file = folder / "token"
@@ -74,16 +83,16 @@ class Serving:
             "TALARIA_ADMIN_TOKEN_FILE": str(token_file),
             "TALARIA_DISK_RESERVE": "16m",
             "TALARIA_LOG_FORMAT": "json",
+            **({"TALARIA_DATABASE_URL": url} if url else {}),
             **settings,
         }
         self.log = folder / "talaria.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self.processes: list[subprocess.Popen[bytes]] = []
 
     @property
     def pid(self) -> int:
-        """Of the supervisor, and of its process group."""
-        assert self._process is not None
-        return self._process.pid
+        """Of the supervisor, and of its process group; of the first command where there are several."""
+        return self.processes[0].pid
 
     def run(self, *arguments: str, code: int = 0, text: str | None = None) -> str:
         """Run a command of `talaria`; what it printed."""
@@ -104,38 +113,46 @@ class Serving:
 
     def start(self, *services: str) -> None:
         """Start `talaria serve`; returns when it takes associations and answers HTTP, if it is to."""
+        self.processes = []
+        for command in [(service,) for service in self.apart] if self.apart and not services else [services]:
+            self.launch(*command)
+        if not services or "receiver" in services:
+            until(lambda: self._is_up(self.dicom_port), seconds=60, what="reception")
+        if not services or "web" in services:
+            until(lambda: self._is_up(self.web_port), seconds=60, what="the pages")
+
+    def launch(self, *services: str) -> int:
+        """Start one command beside those that run, and do not wait for it; its process."""
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [*TALARIA, "serve", *services], env=self.environment, stdout=log, stderr=log, start_new_session=True
             )
-        if not services or "receiver" in services:
-            until(lambda: self._is_up(self.dicom_port), seconds=30, what="reception")
-        if not services or "web" in services:
-            until(lambda: self._is_up(self.web_port), seconds=30, what="the pages")
+        self.processes.append(process)
+        return process.pid
 
     def _is_up(self, port: int) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, self.log.read_text()[-3000:]
+        dead = [process for process in self.processes if process.poll() is not None]
+        assert not dead, self.log.read_text()[-3000:]
         return answers(port)
 
     def kill(self) -> None:
-        """SIGKILL the whole process group, and wait until none of it is left."""
-        assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(10)
-        until(lambda: not _group(self.pid), seconds=10, what="the end of the process group")
+        """SIGKILL the whole of every process group, and wait until none of it is left."""
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        for process in self.processes:
+            process.wait(10)
+            until(lambda: not _group(process.pid), seconds=10, what="the end of the process group")  # noqa: B023 - at once
 
     def stop(self) -> int:
-        """SIGTERM; its exit code."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(40)
+        """SIGTERM; its exit code, the worst of several."""
+        for process in self.processes:
+            process.send_signal(signal.SIGTERM)
+        return max(process.wait(40) for process in self.processes)
 
     def abandon(self) -> None:
         """Leave nothing running."""
-        if self._process is not None:
-            self.kill()
+        self.kill()
 
     def api(self, path: str) -> Any:
         """A JSON answer of the API."""
@@ -156,10 +173,11 @@ class Serving:
 
     def pids(self, service: str) -> set[int]:
         """Processes of a service that run now, as they say of themselves in the ledger."""
-        ledger = Ledger.open(f"sqlite:///{self.folder}/home/ledger.db")
+        ledger = Ledger.open(self.url)
         lines = Listing(ledger).workers(since=datetime.now(UTC) - timedelta(minutes=1))
         ledger.close()
-        return {line.pid for line in lines if line.service == service} & set(_group(self.pid))
+        alive = {pid for process in self.processes for pid in _group(process.pid)}
+        return {line.pid for line in lines if line.service == service} & alive
 
     def is_idle(self) -> bool:
         """Whether nothing waits to be written down, routed, processed or delivered any more."""

@@ -90,7 +90,9 @@ def test_apply_of_what_others_changed_meanwhile_is_refused(home: Path) -> None:
     late = run("apply", "-", "--expect", "1", text="rules: {}\n")
 
     assert 1 == late.exit_code
-    assert "talaria: the rulebook was changed meanwhile: you began with 1, now 2 runs" == late.output.splitlines()[-1]
+    told = late.output.splitlines()[-1]
+    assert told.startswith("talaria: the rulebook was changed meanwhile: you began with 1; revision 2 runs, saved by ")
+    assert told.endswith("; look at what it changed, and begin with that one")
 
 
 @pytest.mark.parametrize(
@@ -186,3 +188,73 @@ def test_export_of_a_revision_that_is_not_there(home: Path) -> None:
     There is no revision 0.
     """
     assert 1 == run("export", "--revision", "0").exit_code
+
+
+# -- revisions and tokens --
+
+
+def test_history_diff_rollback(home: Path) -> None:
+    """
+    Revisions are listed with who and why, compared, and brought back under a new number.
+    """
+    assert 0 == run("apply", "-", "--note", "mine", text="# mine\nrules: {}\n").exit_code
+    listed = json.loads(run("history", "--json").output)["items"]
+
+    assert [(2, "mine"), (1, "made by init")] == [(line["number"], line["note"]) for line in listed]
+    assert "mine" in run("history").output
+    assert "+# mine\n" in run("diff", "1", "2").output
+    assert "revision 3 runs, with the text of revision 1: 0 rules, 0 targets, 0 modules\n" in (
+        run("rollback", "1", "--expect", "2").output
+    )
+    assert "rollback to 1" == json.loads(run("history", "--json").output)["items"][0]["note"]
+    late = run("rollback", "2", "--expect", "2")
+    assert (1, True) == (late.exit_code, "you began with 2; revision 3 runs, saved by local:" in late.output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("rollback", "9"), "talaria: there is no revision 9 of the rulebook; the running one is 1\n"),
+        (("rollback", "1"), "talaria: revision 1 is the one that runs; name an earlier one\n"),
+        (("diff", "1", "9"), "talaria: there is no revision 9 of the rulebook; the running one is 1\n"),
+        (
+            ("token", "create", "a/b"),
+            "talaria: token: 'a/b' is no name; use 1 to 64 letters, digits, blanks and _ . + - ( ) @, without '..'\n",
+        ),
+    ],
+)
+def test_revisions_and_tokens_that_are_refused(home: Path, arguments: tuple[str, ...], said: str) -> None:
+    """
+    Exit code 1 and one line that says why.
+    """
+    result = run(*arguments)
+
+    assert (1, said) == (result.exit_code, result.output)
+
+
+def test_what_is_wrong_names_the_file(home: Path, tmp_path: Path) -> None:
+    """
+    Each problem of a rulebook, and each warning, begins with the file's name; standard input is called so.
+    """
+    (tmp_path / "bad.yaml").write_text("rules:\n  a: {when: tags.Modality = 5, send: [x]}\n")
+    checked = run("check", str(tmp_path / "bad.yaml"))
+    plain = [line for line in checked.output.splitlines() if not line.startswith(" ")]
+
+    assert 1 == checked.exit_code
+    assert all(line.removeprefix("talaria: ").startswith(f"{tmp_path}/bad.yaml: line 2: ") for line in plain)
+    assert len(plain) >= 2
+    assert "standard input: line 1: " in run("apply", "-", text="rules: []\n").output
+    (tmp_path / "good.yaml").write_text("rules: {}\n")
+    assert f"warning: {tmp_path}/good.yaml: " in run("check", str(tmp_path / "good.yaml")).output
+
+
+def test_token_list_tells_scope_use_and_end(home: Path) -> None:
+    """
+    What a token is good for, whether it was used, and when it ends.
+    """
+    run("token", "create", "ci", "--scope", "operate", "--days", "3")
+    (line,) = json.loads(run("token", "list", "--json").output)
+
+    assert ("ci", "operate", None, False) == (line["name"], line["scope"], line["seen"], line["expired"])
+    assert {"operate", "never"} <= set(run("token", "list").output.split())
+    assert 2 == run("token", "create", "x", "--scope", "everything").exit_code

@@ -61,7 +61,7 @@ def imported(tree: ast.Module) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def calls(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:
+def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
     """Every call of a plain name."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -252,6 +252,58 @@ def test_unfinished_work_has_an_issue(path: Path) -> None:
     bare = [line for line, text in comments(path) if re.search(r"\b(?:TODO|FIXME|XXX)\b(?!.*#\d+)", text)]
 
     assert not bare
+
+
+#: Functions that write without a fail point of their own, and why.
+UNARMED = {
+    "sync_directory": "each caller has a point after it",
+    "_write_synced": "of a spool that is being made: `create` has points after it",
+    "remove_folder": "of `folder`, which has a point after it",
+    "remove_tree": "of the processor's `_undo`, which has a point after it",
+    "drop": "each file is followed by a point of the cleaner",
+    "_private": "opens only",
+}
+
+#: Calls that change what is on disk.
+WRITES = {
+    "os.rename", "os.replace", "os.link", "os.unlink", "os.remove", "os.fsync", "os.fdatasync", "os.truncate",
+    "shutil.rmtree", "shutil.copyfile",
+}  # fmt: skip
+
+
+def _writes(call: ast.Call) -> bool:
+    """Whether a call renames, links, removes or syncs."""
+    is_unlink = isinstance(call.func, ast.Attribute) and call.func.attr in {"unlink", "rmdir", "symlink_to"}
+    return ast.unparse(call.func) in WRITES or is_unlink
+
+
+def _is_named_transaction(call: ast.Call) -> bool:
+    """Whether a transaction has a name in the text, so that its two fail points are found."""
+    name = call.args[0] if call.args else None
+    return isinstance(name, ast.Constant) and bool(re.fullmatch(r"\w+\.\w+", str(name.value)))
+
+
+@with_paths([path for path in MODULES if name_of(path).partition("/")[0] in {"store", "services"}])
+def test_what_writes_passes_a_fail_point(path: Path) -> None:
+    """
+    Where state changes outside of the ledger a test can kill; in the ledger each transaction has its two points.
+    """
+    functions = [n for n in ast.walk(tree_of(path)) if isinstance(n, ast.FunctionDef) and n.name not in UNARMED]
+    bare = [
+        f"{function.name} in line {function.lineno}"
+        for function in functions
+        if any(_writes(call) for call in ast.walk(function) if isinstance(call, ast.Call))
+        and "failpoint" not in {name for name, _ in calls(function)}
+    ]
+    nameless = [
+        call.lineno
+        for call in ast.walk(tree_of(path))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "writing"
+        if not _is_named_transaction(call)
+    ]
+
+    assert not bare
+    assert not nameless
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Which plugs exist."""
 
+import json
 import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
@@ -119,16 +120,39 @@ def test_one_kind_twice(package: Path) -> None:
     [
         ("empty", "entry point 'x' (empty) holds no Target with a kind; mend or remove its package"),
         ("empty:number", "entry point 'x' (empty:number) holds no Target with a kind; mend or remove its package"),
-        ("empty:Gone", "entry point 'x' (empty:Gone) leads nowhere: module 'empty' has no attribute 'Gone'"),
+        (
+            "empty:Gone",
+            "entry point 'x' (empty:Gone) is broken: AttributeError: module 'empty' has no attribute 'Gone'; "
+            "mend or remove its package",
+        ),
+        (
+            "raises",
+            "entry point 'x' (raises) is broken: ZeroDivisionError: division by zero; mend or remove its package",
+        ),
+        (
+            "half",
+            "entry point 'x' (half) is broken: ImportError: cannot import name 'nothing' from 'json' "
+            f"({json.__file__}); mend or remove its package",
+        ),
+        (
+            "unreadable",
+            "entry point 'x' (unreadable) is broken: SyntaxError: invalid syntax (unreadable.py, line 1); "
+            "mend or remove its package",
+        ),
+        ("gone", "needs gone, not installed"),
     ],
 )
-def test_entry_point_that_leads_nowhere(package: Path, value: str, message: str) -> None:
+def test_broken_entry_point_is_listed(package: Path, value: str, message: str) -> None:
     """
-    An entry point without a plug is refused, with what to do.
+    An entry point of another package that is broken or holds no plug is listed with what is wrong; the others are
+    there.
     """
     (package / "empty.py").write_text("number = 5\n")
+    (package / "raises.py").write_text("1 / 0\n")
+    (package / "half.py").write_text("from json import nothing\n")
+    (package / "unreadable.py").write_text("x = = 1\n")
+    (package / "good.py").write_text(TARGET.format(name="Good", kind="good"))
+    shelf = collect(Target, modules=[], points=[point("x", value), point("good", "good")])
 
-    with pytest.raises(ConfigError) as raised:
-        collect(Target, modules=[], points=[point("x", value)])
-
-    assert message == str(raised.value)
+    assert {"x": message} == dict(shelf.missing)
+    assert ["good"] == list(shelf.plugs)

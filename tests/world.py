@@ -16,7 +16,7 @@ from talaria.model.extensions import Outcome, Standing
 from talaria.model.job import Event, Kind
 from talaria.registry import discover
 from talaria.services.router import Router
-from talaria.store.access import Access, CredentialKind
+from talaria.store.access import Access, CredentialKind, Scope
 from talaria.store.arrivals import Arrival, Arrivals
 from talaria.store.cases import Cases
 from talaria.store.deliveries import Deliveries
@@ -95,10 +95,12 @@ class World:
         client.cookies.set(COOKIE, session, domain=urlsplit(ADDRESS).netloc)
         return client
 
-    def token(self, name: str = "ada", *, lifetime: timedelta | None = None) -> str:
-        """An administrator's token."""
+    def token(
+        self, name: str = "ada", *, lifetime: timedelta | None = None, scope: Scope = Scope.ADMINISTER
+    ) -> str:
+        """A token, an administrator's where nothing else is said."""
         return self.access.issue(
-            CredentialKind.TOKEN, name=name, actor="test", now=self.clock.now(), lifetime=lifetime
+            CredentialKind.TOKEN, name=name, actor="test", now=self.clock.now(), lifetime=lifetime, scope=scope
         )  # fmt: skip
 
     def link(self) -> str:
@@ -147,10 +149,11 @@ class World:
         while router.step(self.clock.now()):
             pass
 
-    def claim(self, kind: Kind) -> Claim:
-        """A worker takes the next job."""
+    def claim(self, kind: Kind, target: str | None = None) -> Claim:
+        """A worker takes the next job, for one target where it is named."""
         claim = Jobs(self.ledger).claim(
-            kind, owner=Process.own().owner, spools=[self.spool.name], now=self.clock.now(), off_peak=True
+            kind, owner=Process.own().owner, spools=[self.spool.name], now=self.clock.now(), off_peak=True,
+            full={"archive", "pacs"} - {target} if target else (),
         )  # fmt: skip
         assert claim is not None
         return claim
@@ -163,7 +166,7 @@ class World:
     def deliver(self, claim: Claim, *, images: int) -> None:
         """Some images of a delivery arrive at its target."""
         records = Deliveries(self.ledger)
-        delivery, _ = records.prepare(claim, locate=lambda name: self.folder / name)
+        delivery, *_ = records.prepare(claim, locate=lambda name: self.folder / name)
         outcomes = [
             Outcome(instance_id=parcel.instance_id, standing=Standing.SENT, status=0)
             for parcel in delivery.parcels[:images]
@@ -202,13 +205,16 @@ def fill(world: World) -> None:
     world.receive(5, modality="US")
     world.clock.move(timedelta(minutes=5))
     world.route()
-    _work(world, world.claim(Kind.DISPATCH), lambda claim: world.end(claim, Event.FINISH))
-    _work(world, world.claim(Kind.DISPATCH), lambda claim: world.end(claim, Event.FINISH))
+    for target in ("archive", "pacs"):
+        _work(world, world.claim(Kind.DISPATCH, target), lambda claim: world.end(claim, Event.FINISH))
     refused = "target 'archive': /nowhere/archive cannot be made: Permission denied; check its rights"
-    _work(world, world.claim(Kind.DISPATCH), lambda claim: world.end(claim, Event.FAIL, reason=refused), images=1)
+    _work(
+        world, world.claim(Kind.DISPATCH, "archive"),
+        lambda claim: world.end(claim, Event.FAIL, reason=refused), images=1,
+    )  # fmt: skip
     away = "target 'pacs': 10.0.0.5:104 cannot be reached: connection refused; does it run?"
     _work(
-        world, world.claim(Kind.DISPATCH),
+        world, world.claim(Kind.DISPATCH, "pacs"),
         lambda claim: world.end(claim, Event.DEFER, reason=away, wait=timedelta(minutes=4)), images=2,
     )  # fmt: skip
     claim = world.claim(Kind.PROCESS)

@@ -18,31 +18,39 @@ from pathlib import Path
 import structlog
 
 from talaria import registry
-from talaria.dimse.scp import Limits
+from talaria.dimse.scp import Association, Limits
+from talaria.exclusion import at_port, serving
+from talaria.failpoint import failpoint, stand_for
 from talaria.log import set_up
 from talaria.model.config import Config, refuse_if_others_read
+from talaria.model.dicom import Origin
 from talaria.model.errors import ConfigError, LedgerAway, TalariaError, Transient
 from talaria.model.extensions import Executor
-from talaria.model.rulebook import Rulebook, Shelves, parse
-from talaria.services.bookkeeper import Bookkeeper
+from talaria.model.rulebook import DEFAULT_LISTENER, Rulebook, Shelves, parse
+from talaria.services.bookkeeper import Bookkeeper, Housekeeping
 from talaria.services.cleaner import Cleaner
 from talaria.services.dispatcher import Dispatcher
-from talaria.services.loop import Heart, Loop, Server, Worker, guarded, told, wall_clock
+from talaria.services.importer import ArchiveLimits, Importer, ImportTally
+from talaria.services.loop import Books, Heart, Loop, Server, Worker, guarded, told, wall_clock
 from talaria.services.processor import Processor
-from talaria.services.receiver import Receiver
+from talaria.services.receiver import Indexer, Receiver, SpoolSink
 from talaria.services.router import Router
-from talaria.store.access import Access, CredentialKind
+from talaria.store.access import Access, CredentialKind, Scope
 from talaria.store.arrivals import Arrivals
 from talaria.store.cases import Cases
 from talaria.store.cleaning import Cleaning
+from talaria.store.clock import DatabaseClock
 from talaria.store.deliveries import Deliveries
 from talaria.store.jobs import Jobs
-from talaria.store.ledger import Ledger
+from talaria.store.journal import Journal
+from talaria.store.ledger import Bounds, Ledger
 from talaria.store.listing import Listing
 from talaria.store.notes import Notes
+from talaria.store.operations import Operations
+from talaria.store.reconciling import refuse_uncompared
 from talaria.store.results import Results
 from talaria.store.revisions import Revisions, Rulebooks
-from talaria.store.spool import Spool
+from talaria.store.spool import Spool, new_ulid, sync_directory
 from talaria.store.workers import Process, Workers
 
 log = structlog.get_logger()
@@ -50,6 +58,8 @@ log = structlog.get_logger()
 SERVICES = ("receiver", "router", "processor", "dispatcher", "cleaner", "bookkeeper", "web")
 
 _IDENTITY = "identity"
+#: In the home: the name of the spool that belongs to it.
+_SPOOL_IDENTITY = "spool-identity"
 _FIRST_RULEBOOK = """\
 # The rulebook: which study goes where. Change it, then: talaria apply FILE
 # `talaria check FILE` says what is wrong with one; every apply is a numbered revision.
@@ -66,8 +76,11 @@ class Home:
     """Everything of one home, opened when it is first asked for."""
 
     TOKEN = CredentialKind.TOKEN
+    SCOPE = Scope
 
     config: Config
+    bounds: Bounds | None = None
+    """Of the ledger's server; the usual ones if none are given."""
 
     def parse(self, text: str) -> Rulebook:
         """
@@ -86,7 +99,12 @@ class Home:
     @cached_property
     def ledger(self) -> Ledger:
         """Opened; its schema is not looked at."""
-        return Ledger.open(self.config.database_url.get_secret_value())
+        return Ledger.open(self.config.database_url.get_secret_value(), bounds=self.bounds)
+
+    @cached_property
+    def clock(self) -> DatabaseClock:
+        """The ledger's: the same on all hosts."""
+        return DatabaseClock(self.ledger)
 
     @cached_property
     def spool(self) -> Spool:
@@ -114,19 +132,48 @@ class Home:
         return Listing(self.ledger)
 
     @cached_property
+    def operations(self) -> Operations:
+        """What people do to work that is there."""
+        return Operations(self.ledger, self.rulebooks)
+
+    def importer(self, *, rule: str, calling_ae: str, progress: Callable[[ImportTally], None]) -> Importer:
+        """What takes files as the receiver takes images, under an association of its own."""
+        indexer = Indexer(
+            spool=self.spool, arrivals=Arrivals(self.ledger), rulebooks=self.rulebooks, clock=self.clock
+        )  # fmt: skip
+        association = Association(
+            id=new_ulid(self.clock()),
+            origin=Origin(calling_ae=calling_ae, called_ae=DEFAULT_LISTENER, address=""),
+            implementation_class_uid="",
+            implementation_version="",
+        )
+        return Importer(
+            sink=SpoolSink(spool=self.spool, indexer=indexer, clock=self.clock, forced=rule),
+            record=indexer.catch_up,
+            association=association,
+            limits=ArchiveLimits(instance_bytes=self.config.max_instance_size),
+            progress=progress,
+        )
+
+    @cached_property
     def access(self) -> Access:
         """Tokens, links, sessions."""
         return Access(self.ledger)
 
-    def set_up(self, *, actor: str) -> str:
+    def set_up(self, *, actor: str, new_spool: bool = False) -> str:
         """
         Make the home, its keys, the spool and the schema; what is there already stays.
+
+        Args:
+            actor: Who does it.
+            new_spool: Whether a spool that is not the home's may take its place.
 
         Returns:
             The code of a one-time link for the first administrator.
 
         Raises:
-            ConfigError: A folder cannot be made, or the home is another ledger's.
+            ConfigError: A folder cannot be made, the home is another ledger's, the ledger is of another version, or
+                the home's spool is gone.
         """
         config = self.config
         try:
@@ -134,9 +181,14 @@ class Home:
             _make_secret(config.secret_key_file)
         except OSError as error:
             raise ConfigError(f"home {config.home}: cannot be made: {error.strerror}; check the path") from error
-        self.ledger.migrate(now=wall_clock())
+        if self.ledger.step() is None:
+            self._refuse_lost_ledger()
+            self.ledger.migrate(now=wall_clock())
+        self.ledger.verify_schema()
         self._bind_identity()
-        Spool.create(config.spool, clock=wall_clock)
+        if not new_spool:
+            self._refuse_lost_spool()
+        self._bind_spool(Spool.create(config.spool, clock=wall_clock).name)
         if self.revisions.latest() == 0:
             self.revisions.save(_FIRST_RULEBOOK, author=actor, now=wall_clock(), note="made by init", expected=0)
         self.issue_admin_token(actor)
@@ -158,16 +210,84 @@ class Home:
                 "is its disk mounted? for a new home run `talaria init`"
             )
         refuse_if_others_read(self.config.secret_key_file)
+        self._compare_spool()
+        self.verify_ledger()
+
+    def verify_ledger(self) -> None:
+        """
+        Whether the ledger may be worked on: of this schema, this home's, and nothing of a restoration left to do.
+
+        Raises:
+            ConfigError: It may not.
+            LedgerAway: It cannot be asked.
+        """
         self.ledger.verify_schema()
         self._compare_identity()
+        spool = self._spool_name()
+        if spool is not None:
+            refuse_uncompared(self.ledger, spool)
+
+    def identity(self) -> str:
+        """Which ledger the home belongs to; empty while it is not set up."""
+        file = self.config.home / _IDENTITY
+        return file.read_text().strip() if file.exists() else ""
+
+    def bind(self, identity: str) -> None:
+        """Let the home belong to the ledger of that identity."""
+        _write_synced(self.config.home / _IDENTITY, identity)
 
     def _bind_identity(self) -> None:
-        file = self.config.home / _IDENTITY
-        if file.exists():
+        if self.identity():
             self._compare_identity()
-            return
-        file.write_text(self.ledger.identity() + "\n")
-        file.chmod(0o640)
+        else:
+            self.bind(self.ledger.identity())
+
+    def _refuse_lost_ledger(self) -> None:
+        """A home that had a ledger gets no empty one in its place."""
+        if self.identity():
+            raise ConfigError(
+                f"home {self.config.home}: belongs to ledger {self.identity()}, but {self.ledger.name} has no tables; "
+                "is it the right database, and its disk mounted? if it is lost, `talaria db restore FILE` with the "
+                "last backup, or `talaria db rebuild` without one"
+            )
+
+    # -- the home's spool --
+
+    def _spool_name(self) -> str | None:
+        """What the spool says it is; None where none can be read."""
+        try:
+            return (self.config.spool / Spool.MARKER).read_text().strip() or None
+        except OSError:
+            return None
+
+    def bind_spool(self) -> None:
+        """Note which spool belongs to the home, where that was not noted yet."""
+        name = self._spool_name()
+        if name is not None and not (self.config.home / _SPOOL_IDENTITY).exists():
+            self._bind_spool(name)
+
+    def _bind_spool(self, name: str) -> None:
+        _write_synced(self.config.home / _SPOOL_IDENTITY, name)
+
+    def _own_spool(self) -> str:
+        file = self.config.home / _SPOOL_IDENTITY
+        return file.read_text().strip() if file.exists() else ""
+
+    def _compare_spool(self) -> None:
+        own, found = self._own_spool(), self._spool_name()
+        if own and found and own != found:
+            raise ConfigError(
+                f"spool {self.config.spool}: is {found}, but home {self.config.home} was set up with {own}; "
+                "is the right disk mounted? to take this one instead run `talaria init --new-spool`"
+            )
+
+    def _refuse_lost_spool(self) -> None:
+        self._compare_spool()
+        if self._own_spool() and self._spool_name() is None:
+            raise ConfigError(
+                f"spool {self.config.spool}: no {Spool.MARKER} in it, but home {self.config.home} was set up with "
+                f"spool {self._own_spool()}; is its disk mounted? for a new, empty one run `talaria init --new-spool`"
+            )
 
     def _compare_identity(self) -> None:
         own = (self.config.home / _IDENTITY).read_text().strip()
@@ -187,6 +307,18 @@ class Home:
             )  # fmt: skip
 
 
+def _write_synced(path: Path, text: str) -> None:
+    """A small file, whole or as it was before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.chmod(0o640)
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
 def _make_secret(path: Path) -> None:
     with contextlib.suppress(FileExistsError):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -204,6 +336,8 @@ class _Running:
     home: Home
     servers: list[Server] = field(default_factory=list)
     heart: Heart | None = None
+    fits: threading.Event = field(default_factory=threading.Event)
+    """The ledger was seen to be the home's."""
 
     @property
     def is_alive(self) -> bool:
@@ -216,14 +350,24 @@ class _Running:
             self.heart.stopping.set()
         for server in self.servers:
             server.stop()
+        if self.heart is not None:
+            self.heart.books.close()
 
 
 def _loop(running: _Running, worker: Worker) -> None:
-    running.servers.append(Loop(worker, ledger=running.home.ledger))
+    loop = Loop(worker, ledger=running.home.ledger, clock=running.home.clock)
+    running.home.jobs.tell(loop.wake)
+    running.servers.append(loop)
 
 
 def _beating(running: _Running) -> Heart:
-    heart = Heart(running.home.jobs, host=Process.own().host)
+    home, own = running.home, Process.own()
+    books = Books(home.ledger, Journal(home.config.home / "journal", clock=home.clock))
+    heart = Heart(home.jobs, books=books, host=own.host, owner=own.owner, clock=home.clock)
+    bug = guarded(heart.recover)  # before anything is claimed, or tidied away that belongs to an end in a journal
+    if bug is not None:
+        reason = str(bug) if isinstance(bug, LedgerAway) else told(bug)
+        log.warning("what was journaled is replayed later", reason=reason)
     heart.start()
     running.heart = heart
     return heart
@@ -238,7 +382,8 @@ def _receiver(running: _Running) -> None:
     )  # fmt: skip
     receiver = Receiver(
         host=config.dicom_host, port=config.dicom_port, spool=home.spool, arrivals=Arrivals(home.ledger),
-        rulebooks=home.rulebooks, limits=limits,
+        rulebooks=home.rulebooks, limits=limits, clock=home.clock,
+        paused=home.operations.paused, fits=running.fits.is_set,
     )  # fmt: skip
     running.servers.append(receiver)
 
@@ -247,12 +392,20 @@ def _router(running: _Running) -> None:
     _loop(running, Router(cases=Cases(running.home.ledger), rulebooks=running.home.rulebooks))
 
 
+def _tell_missing(home: Home, *shelves: str) -> None:
+    """What is not there of some shelves, and why; rulebooks that name it are refused, all others run."""
+    for (shelf, name), need in home.shelves.missing.items():
+        if shelf in shelves:
+            log.warning("plug is not there", shelf=shelf, plug=name, reason=need)
+
+
 def _processor(running: _Running) -> None:
     home = running.home
+    _tell_missing(home, "modules", "executors")
     executors: dict[str, Executor] = {kind: plug() for kind, plug in home.shelves.executors.items()}
     processor = Processor(
         jobs=home.jobs, results=Results(home.ledger), rulebooks=home.rulebooks, spool=home.spool,
-        executors=executors, heart=_beating(running), owner=Process.own().owner,
+        executors=executors, heart=_beating(running), owner=Process.own().owner, clock=home.clock,
     )  # fmt: skip
     guarded(processor.tidy)
     _loop(running, processor)
@@ -260,9 +413,10 @@ def _processor(running: _Running) -> None:
 
 def _dispatcher(running: _Running) -> None:
     home = running.home
+    _tell_missing(home, "targets")
     dispatcher = Dispatcher(
         jobs=home.jobs, deliveries=Deliveries(home.ledger), rulebooks=home.rulebooks, spool=home.spool,
-        heart=_beating(running), owner=Process.own().owner,
+        heart=_beating(running), owner=Process.own().owner, clock=home.clock,
     )  # fmt: skip
     _loop(running, dispatcher)
 
@@ -277,7 +431,9 @@ def _cleaner(running: _Running) -> None:
 
 
 def _bookkeeper(running: _Running) -> None:
-    _loop(running, Bookkeeper(listing=running.home.listing, notes=Notes(running.home.ledger)))
+    home, notes = running.home, Notes(running.home.ledger)
+    house = Housekeeping(home.ledger, notes=notes, rulebooks=home.rulebooks)
+    _loop(running, Bookkeeper(listing=home.listing, notes=notes, house=house))
 
 
 def _web(running: _Running) -> None:
@@ -288,8 +444,8 @@ def _web(running: _Running) -> None:
     home, config = running.home, running.home.config
     site = create_site(
         ledger=home.ledger, listing=home.listing, access=home.access, spools=[home.spool],
-        rulebooks=home.rulebooks, clock=wall_clock, secure_cookies=config.web_tls_certificate is not None,
-        reserve_bytes=config.disk_reserve,
+        rulebooks=home.rulebooks, clock=home.clock, secure_cookies=config.web_tls_certificate is not None,
+        reserve_bytes=config.disk_reserve, metrics_open=config.metrics_open,
     )  # fmt: skip
     running.servers.append(
         WebServer(
@@ -310,20 +466,64 @@ _BUILDERS: Mapping[str, Callable[[_Running], None]] = {
 }
 
 
+#: They do what they can without the ledger; the others wait until it was seen to be the home's.
+_RUN_WITHOUT_LEDGER = frozenset({"receiver", "web"})
+
+
+class Unfit(ConfigError):
+    """The ledger may not be worked on by this program: no service runs, however often it is started again."""
+
+
+def _await_ledger(home: Home, service: str, stopping: threading.Event) -> None:
+    """
+    See that the ledger is the home's and of this schema; where it is away, wait for it if the service needs it.
+
+    Raises:
+        Unfit: It is not.
+    """
+    is_told = False
+    while not _is_seen_to_fit(home):
+        if service in _RUN_WITHOUT_LEDGER or stopping.wait(_ASK_AGAIN_SECONDS):
+            return
+        if not is_told:
+            log.warning("the ledger is away; begins when it is back")
+        is_told = True
+
+
+def _is_seen_to_fit(home: Home) -> bool:
+    """
+    Whether the ledger was asked and may be worked on; false where it is away.
+
+    Raises:
+        Unfit: It may not.
+    """
+    try:
+        home.verify_ledger()
+    except LedgerAway:
+        return False
+    except ConfigError as error:
+        raise Unfit(str(error)) from error
+    return True
+
+
 def run_service(config: Config, service: str) -> None:
     """
     Run one service in this process, a child of the supervisor, until SIGTERM or SIGINT; dies with its parent.
 
     Raises:
         ConfigError: The home is not set up, or a port is taken.
+        Unfit: The ledger is of another version or another home, at the start or from some moment on.
         Transient: A thread of it ended; the process must end too, so that it is started again whole.
     """
     set_up(level=config.log_level, form=config.log_format, service=service)
+    stand_for(service)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     home = Home(config)
     running = _Running(home)
+    _await_ledger(home, service, stopping)
+    home.clock()  # asked for the first time: the answer is there when it is needed, and nobody waits for it
     try:
         home.rulebooks.refresh()
     except (LedgerAway, ConfigError) as error:  # either may pass, and nothing need be restarted
@@ -332,13 +532,19 @@ def run_service(config: Config, service: str) -> None:
     _BUILDERS[service](running)
     for server in running.servers:
         server.start()
-    own, started = Process.own(), wall_clock()
+    own, started = Process.own(), home.clock()
     workers = Workers(home.ledger)
     while True:
-        bug = guarded(lambda: workers.seen(own, service, started=started, now=wall_clock()))
-        if bug is not None:
-            log.warning("cannot say that it lives", reason=str(bug))
-        if stopping.wait(_LOOK_SECONDS):
+        try:
+            if _is_seen_to_fit(home):
+                _greet(running, service)
+                bug = guarded(lambda: workers.seen(own, service, started=started, now=home.clock()))
+                if bug is not None:
+                    log.warning("cannot say that it lives", reason=str(bug))
+        except Unfit:
+            running.stop()
+            raise
+        if stopping.wait(_LOOK_SECONDS if running.fits.is_set() else _ASK_AGAIN_SECONDS):
             break
         if not running.is_alive:
             raise Transient(f"service '{service}': a thread of it ended; it is started again")
@@ -346,6 +552,18 @@ def run_service(config: Config, service: str) -> None:
     running.stop()
     guarded(lambda: workers.gone(own, service))
     log.info("stopped")
+
+
+def _greet(running: _Running, service: str) -> None:
+    """The ledger was seen to be the home's: what waited for that may begin."""
+    if running.fits.is_set():
+        return
+    if service == "web":  # `serve` could not while the ledger was away
+        bug = guarded(lambda: running.home.issue_admin_token("serve"))
+        if bug is not None:
+            log.warning("the administrator's token is not good yet", reason=str(bug))
+            return
+    running.fits.set()
 
 
 # -- all of them, supervised --
@@ -370,6 +588,9 @@ _TICK_SECONDS = 0.1
 #: For receivers of a supervisor that was killed just now to be gone.
 _PORT_SECONDS = 3.0
 _FORK_AGAIN_SECONDS = 1.0
+#: EX_CONFIG of sysexits.h: started again it would end again.
+_UNFIT_CODE = 78
+_ASK_AGAIN_SECONDS = 1.0
 #: As shells say: none that can be told.
 _UNKNOWN_CODE = 255
 
@@ -385,6 +606,7 @@ class Supervisor:
         self._config = config
         counts = {service: config.receiver_processes if service == "receiver" else 1 for service in services}
         self._children = [_Child(service) for service, count in counts.items() for _ in range(count)]
+        self.unfit = ""  #: the service that cannot work with this ledger, once there is one
         self._is_stopping = False
 
     def run(self) -> None:
@@ -410,6 +632,9 @@ class Supervisor:
         if code is None:
             return
         child.pid = 0
+        if code == _UNFIT_CODE:
+            self.unfit, self._is_stopping = child.service, True
+            return
         grown = now - child.began > _GROWN_UP_SECONDS
         child.pause = 0.2 if grown else min(child.pause * 2 + 0.2, _LONGEST_PAUSE_SECONDS)
         child.due = now + child.pause
@@ -426,12 +651,14 @@ class Supervisor:
         parent = os.getpid()
         pid = os.fork()
         if pid:
+            failpoint("supervisor.service.forked")
             return pid
         code = 1
         try:
             _die_with(parent)
+            failpoint("supervisor.service.born")
             bug = guarded(lambda: run_service(self._config, service))
-            code = 0 if bug is None else 1
+            code = 0 if bug is None else _UNFIT_CODE if isinstance(bug, Unfit) else 1
             if isinstance(bug, TalariaError | OSError):
                 log.error("cannot run", service=service, reason=str(bug))
             elif bug is not None:
@@ -532,18 +759,37 @@ def serve(config: Config, services: Sequence[str]) -> None:
         ConfigError: The home is not set up, is another ledger's, or is served already.
     """
     set_up(level=config.log_level, form=config.log_format, service="serve")
-    home = Home(config)
+    with serving(config.home):
+        _serve(Home(config), services)
+
+
+def _serve(home: Home, services: Sequence[str]) -> None:
+    config = home.config
     try:
         home.verify()
         home.issue_admin_token("serve")
+        if not services and home.operations.undrain(actor="serve", now=home.clock()):
+            log.warning("the drain is over: everything is served again")
     except LedgerAway as error:
         log.warning("the ledger is away; what can run without it does", reason=str(error))
     swept = home.spool.sweep()
     if swept:
         log.info("swept what was never acknowledged", files=swept)
+    home.bind_spool()
     home.ledger.close()
     lock = contextlib.nullcontext() if services else full_serve_lock(config.home)
-    with lock:
+    with lock, _marked_port(home, services or SERVICES):
         if not services:
             _refuse_taken_port(config)
-        Supervisor(config, services or SERVICES).run()
+        supervisor = Supervisor(config, services or SERVICES)
+        supervisor.run()
+    if supervisor.unfit:
+        raise ConfigError(
+            f"service '{supervisor.unfit}' cannot work with this ledger, and all were stopped; the log says why"
+        )
+
+
+def _marked_port(home: Home, services: Sequence[str]) -> contextlib.AbstractContextManager[None]:
+    if "receiver" not in services:
+        return contextlib.nullcontext()
+    return at_port(home.config.dicom_host, home.config.dicom_port, owner=home.spool.name)

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -19,49 +20,59 @@ class InjectedFault(RuntimeError):
 
 class Faults:
     """
-    Which places are armed, and how often they were passed.
+    Which places are armed, and how often they were passed; used by any number of threads.
 
     Written `NAME=ACTION[@N]`, several with commas between: the action happens when the place is passed for the n-th
-    time, the first without a number. Actions: `kill` (SIGKILL to this process), `exit`, `stop` (SIGSTOP),
-    `sleep:SECONDS`, `raise`, and any name of an error number, as `enospc`. A path (beginning with `/`) names a file
-    that holds such a text; it is read again whenever it changes, and renamed to `PATH.fired` by the first process in
-    which one of its places acts, so that what is started again afterwards lives.
+    time, the first without a number. `SERVICE:NAME` means the place in the processes of one service only. Actions:
+    `kill` (SIGKILL to this process), `exit`, `stop` (SIGSTOP), `sleep:SECONDS`, `raise`, and any name of an error
+    number, as `enospc`. A path (beginning with `/`) names a file that holds such a text; it is read again whenever it
+    changes. Each of its entries acts once, in the first process in which it is time, which makes the file
+    `PATH.NAME.fired` before it acts: what is started again afterwards lives.
+
+    Raises:
+        ValueError: An action or a number is not understood: a test that arms nothing proves nothing.
     """
 
     def __init__(self, text: str) -> None:
         self._file = Path(text) if text.startswith("/") else None
         self._armed = {} if self._file else _parse(text)
-        self._stamp: int | None = None
+        self._stamp: tuple[int, int] | None = None
         self._passed: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
-    def passed(self, name: str) -> None:
+    def passed(self, name: str, *, service: str = "") -> None:
         """Count, and act where it is time."""
-        if self._file is not None:
-            self._look(self._file)
-        action, number = self._armed.get(name, ("", 0))
-        if not action:
-            return
-        self._passed[name] += 1
-        if self._passed[name] == number and self._is_first():
+        with self._lock:
+            if self._file is not None:
+                self._look(self._file)
+            own = f"{service}:{name}"
+            found = own if own in self._armed else name
+            action, number = self._armed.get(found, ("", 0))
+            if not action:
+                return
+            self._passed[found] += 1
+            is_time = self._passed[found] == number and self._is_first(found)
+        if is_time:  # outside of the lock: who sleeps here must not hold up the others
             _act(action, name)
 
     def _look(self, file: Path) -> None:
         try:
-            stamp = file.stat().st_mtime_ns
+            found = file.stat()
+            stamp = (found.st_ino, found.st_mtime_ns)
+            if stamp == self._stamp:
+                return
+            self._armed, self._stamp = _parse(file.read_text()), stamp
         except FileNotFoundError:
             self._armed, self._stamp = {}, None
-            return
-        if stamp != self._stamp:
-            self._armed, self._stamp = _parse(file.read_text()), stamp
-            self._passed.clear()
+        self._passed.clear()
 
-    def _is_first(self) -> bool:
-        """Whether no other process has acted on this file."""
+    def _is_first(self, entry: str) -> bool:
+        """Whether no other process has acted on this entry of the file."""
         if self._file is None:
             return True
         try:
-            os.rename(self._file, f"{self._file}.fired")
-        except FileNotFoundError:
+            os.close(os.open(f"{self._file}.{entry}.fired", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
             return False
         return True
 
@@ -71,8 +82,17 @@ def _parse(text: str) -> dict[str, tuple[str, int]]:
     for entry in filter(None, (part.strip() for part in text.split(","))):
         name, _, rest = entry.partition("=")
         action, _, number = rest.partition("@")
+        if action not in {"kill", "stop", "exit", "raise"} and not action.startswith("sleep:"):
+            _error_number(action)
         armed[name] = (action, int(number or 1))
     return armed
+
+
+def _error_number(name: str) -> int:
+    number = getattr(errno, name.upper(), None)
+    if not isinstance(number, int):
+        raise ValueError(f"fail point action {name!r}: neither kill, exit, stop, raise, sleep:SECONDS nor an error")
+    return number
 
 
 def _act(action: str, name: str) -> None:
@@ -87,14 +107,15 @@ def _act(action: str, name: str) -> None:
     elif action == "raise":
         raise InjectedFault(name)
     else:
-        number = int(getattr(errno, action.upper()))
+        number = _error_number(action)
         raise OSError(number, os.strerror(number))
 
 
 class _Place:
-    """Holds what is armed in this process; nothing, outside of a test build."""
+    """Holds what is armed in this process, nothing outside of a test build; and which service it is."""
 
     faults: Faults | None = None
+    service: str = ""
 
 
 def arm(text: str) -> None:
@@ -108,10 +129,15 @@ def arm_from(environment: Mapping[str, str]) -> None:
         arm(environment.get(_FAILPOINTS, ""))
 
 
+def stand_for(service: str) -> None:
+    """Say which service this process is, for places that are armed in one service only."""
+    _Place.service = service
+
+
 def failpoint(name: str) -> None:
     """A place with a name, `ROOM.WHAT.MOMENT`; does nothing unless a test has armed it."""
     if _Place.faults is not None:
-        _Place.faults.passed(name)
+        _Place.faults.passed(name, service=_Place.service)
 
 
 arm_from(os.environ)

@@ -10,13 +10,19 @@ from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, r
 from types import MappingProxyType, ModuleType
 from typing import Generic, TypeVar
 
-from talaria.model.errors import ConfigError
+from talaria.model.errors import ConfigError, TalariaError
 from talaria.model.extensions import Executor, Module, Plug, Target
 from talaria.model.rulebook import Shelves
 
 DISTRIBUTION = "talaria-dicom"
 
 P = TypeVar("P", bound=Plug)
+
+#: What code of others raises while it is imported; what is none of these stops us, as a bug should.
+_BROKEN = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, NameError,
+    OSError, RuntimeError, SyntaxError, TalariaError, TypeError, ValueError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +32,7 @@ class Shelf(Generic[P]):
     plugs: Mapping[str, type[P]]
     """By kind."""
     missing: Mapping[str, str]
-    """Name of a module of ours, or of an entry point -> what it needs."""
+    """Name of a module of ours, or of an entry point -> what it needs, or what is wrong with it."""
 
 
 def discover() -> Shelves:
@@ -34,10 +40,11 @@ def discover() -> Shelves:
     Every plug there is: `talaria/targets`, `talaria/modules` and `talaria/executors`, one file each, then the entry
     points of the groups `talaria.targets`, `talaria.modules` and `talaria.executors`.
 
-    A module whose optional library is absent is listed as missing, and nothing else depends on it.
+    A module whose optional library is absent is listed as missing, and nothing else depends on it; so is an entry point
+    of another package that is broken or leads to no plug.
 
     Raises:
-        ConfigError: Two plugs have one kind, or an entry point leads to no plug.
+        ConfigError: Two plugs have one kind.
     """
     targets, modules, executors = shelf("targets", Target), shelf("modules", Module), shelf("executors", Executor)
     missing = {
@@ -67,7 +74,7 @@ def collect(base: type[P], *, modules: Iterable[str], points: Iterable[EntryPoin
     The plugs of some modules and entry points; an entry point names a plug's class, or the module that holds it.
 
     Raises:
-        ConfigError: Two plugs have one kind, or an entry point leads to no plug.
+        ConfigError: Two plugs have one kind.
     """
     plugs: dict[str, type[P]] = {}
     missing: dict[str, str] = {}
@@ -92,13 +99,19 @@ def _loaded(name: str, load: Callable[[], object], base: type[P], missing: dict[
 
 
 def _plugs_at(point: EntryPoint, base: type[P], missing: dict[str, str]) -> list[type[P]]:
+    """The plugs of another package; where it is broken that is noted, and we start without it."""
+    who = f"entry point {point.name!r} ({point.value})"
     try:
-        plugs = _loaded(point.name, point.load, base, missing)
-    except AttributeError as error:
-        raise ConfigError(f"entry point {point.name!r} ({point.value}) leads nowhere: {error}") from error
-    if not plugs and point.name not in missing:
-        who = f"entry point {point.name!r} ({point.value})"
-        raise ConfigError(f"{who} holds no {base.__name__} with a kind; mend or remove its package")
+        plugs = list(_plugs_in(point.load(), base))
+    except _BROKEN as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != "talaria":
+            missing[point.name] = _need(error.name, point.name)
+            return []
+        words = " ".join(str(error).split())[:300]
+        missing[point.name] = f"{who} is broken: {type(error).__name__}: {words}; mend or remove its package"
+        return []
+    if not plugs:
+        missing[point.name] = f"{who} holds no {base.__name__} with a kind; mend or remove its package"
     return plugs
 
 

@@ -1,13 +1,14 @@
 """Where a job may go from where it stands, and how long it waits."""
 
-from datetime import timedelta
+from collections import deque
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from talaria.model.errors import Refused
-from talaria.model.job import TRANSITIONS, Event, Patience, State, after, deferral
+from talaria.model.job import HANDICAP, TRANSITIONS, Event, Patience, Priority, State, after, deferral, turn
 
 #: One row a state, one column an event, in the order of `Event`; a dot where the event cannot happen.
 #: claim finish defer fail break expire yield retry hold release cancel restart
@@ -112,3 +113,59 @@ def test_gaps_double() -> None:
         tried.append(age / timedelta(seconds=1))
 
     assert [5, 10, 20, 40, 80, 160, 320, 640, 1240, 1840] == tried
+
+
+# -- whose turn it is --
+
+NOON = datetime(2026, 3, 29, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    ("first", "waited", "then"),
+    [
+        (Priority.URGENT, timedelta(0), Priority.NORMAL),
+        (Priority.URGENT, timedelta(minutes=-59), Priority.NORMAL),
+        (Priority.NORMAL, timedelta(minutes=61), Priority.URGENT),
+        (Priority.NORMAL, -3.9 * HOUR, Priority.OFFPEAK),
+        (Priority.OFFPEAK, 4.1 * HOUR, Priority.NORMAL),
+        (Priority.OFFPEAK, 5.1 * HOUR, Priority.URGENT),
+    ],
+)
+def test_the_urgent_go_first_unless_others_waited_for_hours(first: Priority, waited: timedelta, then: Priority) -> None:
+    """
+    A normal job goes before an urgent one when it has waited an hour longer, an off-peak one when it is five.
+    """
+    assert turn(first, NOON - waited) < turn(then, NOON)
+
+
+@pytest.mark.parametrize("priority", [Priority.NORMAL, Priority.OFFPEAK])
+def test_nothing_starves(priority: Priority) -> None:
+    """
+    While urgent jobs come twice as fast as they can be done, for two days, another is done when those are at hand that
+    were made by its handicap later: so long it waits behind them and no longer.
+    """
+    urgent: deque[datetime] = deque()
+    others: deque[datetime] = deque()
+    lags = []
+    for now in (NOON + timedelta(minutes=number) for number in range(48 * 60)):
+        urgent += [now, now]
+        if now.minute % 30 == 0:
+            others.append(now)
+        if turn(priority, others[0]) < turn(Priority.URGENT, urgent[0]):
+            lags.append(urgent[0] - others.popleft())
+            others = others or deque([now])
+        else:
+            urgent.popleft()
+
+    assert len(lags) > 30
+    assert all(HANDICAP[priority] <= lag <= HANDICAP[priority] + timedelta(minutes=2) for lag in lags)
+
+
+@given(st.sampled_from(Priority), st.sampled_from(Priority), SPANS)
+def test_what_is_made_after_its_turn_goes_after_it(one: Priority, other: Priority, later: timedelta) -> None:
+    """
+    However urgent the others are and however many: what is made later than a job's turn goes after it.
+    """
+    if later > HANDICAP[one]:
+        assert turn(one, NOON) < turn(other, NOON + later)

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from talaria.model.errors import NotAnInstance
-from talaria.model.part10 import META_LIMIT_BYTES, FileMeta, build_meta, data_set_uid, parse_meta
+from talaria.model.part10 import (
+    IMPLEMENTATION_CLASS_UID,
+    META_LIMIT_BYTES,
+    FileMeta,
+    build_meta,
+    data_set_uid,
+    parse_meta,
+)
 
 META = FileMeta(
     offset=0,
@@ -129,3 +136,19 @@ def test_data_set_that_begins_like_file_meta_information(data: bytes) -> None:
     )
 
     assert len(head) == parse_meta(head + data).offset
+
+
+def test_rule_asked_for_by_name_stands_in_the_file() -> None:
+    """
+    The private information of a file is ours where its creator says so, and nobody else's is taken for ours.
+    """
+    meta = FileMeta(
+        offset=0, sop_class_uid="1.2.3", sop_instance_uid="1.2.3.4", transfer_syntax_uid="1.2.840.10008.1.2",
+        forced="Köpfe (CT)",
+    )  # fmt: skip
+    built = build_meta(meta)
+    creator = f"{IMPLEMENTATION_CLASS_UID}.1".encode()
+
+    assert "Köpfe (CT)" == parse_meta(built).forced
+    assert "" == parse_meta(built.replace(creator, creator[:-1] + b"2")).forced
+    assert len(built) == parse_meta(built).offset

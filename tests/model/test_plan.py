@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from talaria.model.dicom import UID, Series, Tags
-from talaria.model.errors import ConfigError
+from talaria.model.errors import ConfigError, Refused
 from talaria.model.extensions import Module, Target
 from talaria.model.job import Extent, Kind, Priority
 from talaria.model.plan import (
@@ -25,6 +25,8 @@ from talaria.model.plan import (
     StudyView,
     plan_series,
     plan_study,
+    route_series,
+    route_study,
 )
 from talaria.model.rulebook import Rulebook, Shelves, parse
 
@@ -916,3 +918,160 @@ def test_who_took_a_series_does_not_depend_on_when_it_was_asked(
         took = {name for name, _, found in ward.covered if found == number and name}
 
         assert wanted <= took <= wanted | collected
+
+
+# -- what a person decides --
+
+
+def choose(view: SeriesView, rule: str, *rules: str, whole: bool = True) -> Plan:
+    """What comes of a person's choice at noon."""
+    book = book_of(*rules, number=7)
+    return route_series(view, book.rule(rule), book=book, actor="ada", now=NOON, whole=whole)
+
+
+def test_forced_rule_takes_a_series_unasked() -> None:
+    """
+    A rule that was asked for by name takes the series once it is quiet, whatever it says, and no other is asked.
+    """
+    book = book_of('no: {when: "False", send: [x], priority: urgent}', "to-y: {when: true, send: [y]}")
+    view = replace(view_of(), forced="no")
+    plan = ask(book, view)
+
+    assert Plan(due=NOON + 60 * SECOND) == ask(book, view, seconds=59)
+    assert [("no", "x", [(1, 1, 1)])] == sends(plan)
+    assert [Priority.URGENT] == [job.priority for job in plan.jobs]
+    assert (frozenset({"no", "to-y"}), True, frozenset({1})) == (plan.asked, plan.settled, plan.close)
+
+
+def test_forced_study_rule_collects() -> None:
+    """
+    A study rule that was asked for by name opens its case, which collects as ever.
+    """
+    plan = ask(book_of('no: {when: "False", trigger: study, send: [x]}'), replace(view_of(), forced="no"))
+
+    assert ([("no", CaseState.COLLECTING)], []) == ([(o.rule, o.state) for o in plan.openings], sends(plan))
+    assert NOON + 60 * SECOND == plan.wake
+
+
+def test_forced_rule_that_discards() -> None:
+    """
+    Asked for by name, a discarding rule discards.
+    """
+    plan = ask(book_of('bin: {when: "False", action: discard}', TO_X), replace(view_of(), forced="bin"))
+
+    assert [("bin", CaseState.DISCARDED)] == [(o.rule, o.state) for o in plan.openings]
+
+
+def test_forced_rule_that_is_not_there_holds() -> None:
+    """
+    Where the rule asked for by name is gone, a person decides, and no other rule takes its place.
+    """
+    plan = ask(book_of(TO_X), replace(view_of(), forced="gone"))
+
+    assert ([], True) == (sends(plan), plan.settled)
+    assert [("", CaseState.HELD)] == [(o.rule, o.state) for o in plan.openings]
+
+
+def test_forced_rule_that_has_it_is_not_asked_again() -> None:
+    """
+    What comes late to a forced series is a supplement of its case.
+    """
+    view = replace(view_of(portions=1, fresh=2, settled=True, cases=(case_of("to-x"),), sent={"x": 1}), forced="to-x")
+    plan = ask(book_of(TO_X), view)
+
+    assert ([("to-x", "x", [(1, 2, 2)])], ()) == (sends(plan), plan.openings)
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_held_series_is_asked_about_by_nobody(settled: bool) -> None:
+    """
+    A series that is kept back opens a held case with that text; neither new nor late images go anywhere.
+    """
+    view = replace(view_of(settled=settled, portions=1, cases=(case_of("to-x"),), sent={"x": 1}), held="restored")
+    plan = ask(book_of(TO_X), view)
+
+    assert [("", CaseState.HELD, "restored")] == [(o.rule, o.state, o.reason) for o in plan.openings]
+    assert ([], frozenset(), True) == (sends(plan), plan.asked, plan.settled)
+
+
+def test_choice_ends_what_stops_a_series() -> None:
+    """
+    A chosen rule takes the series, whatever it says and however fresh; what discarded or held it ends, all else stays.
+    """
+    cases = (
+        replace(case_of("", state=CaseState.DISCARDED), id=5), replace(case_of("broken", state=CaseState.HELD), id=6),
+        replace(case_of("to-y"), id=7), replace(case_of("s", state=CaseState.HELD, is_study=True), id=8),
+    )  # fmt: skip
+    view = view_of(portions=1, fresh=1, settled=True, cases=cases, sent={"y": 1})
+    rule = 'no: {when: "False", send: [x, y]}'
+    plan = choose(view, "no", rule)
+
+    assert [("no", "x", [(1, 1, 2)]), ("no", "y", [(1, 2, 2)])] == sends(plan)
+    assert dict.fromkeys((5, 6, 8), "routed to rule 'no' by ada") == plan.dismissed
+    assert {5, 6} == set(choose(view, "no", rule, whole=False).dismissed)
+    assert (True, True, NOON) == (plan.is_decided, plan.settled, plan.due)
+
+
+def test_choice_of_a_rule_that_has_it_is_refused() -> None:
+    """
+    A rule that has all of a series takes it once; what is in no portion yet it takes as a supplement, not held.
+    """
+    rule = "to-x: {when: true, send: [x], late: hold}"
+    view = view_of(portions=1, fresh=0, settled=True, cases=(case_of("to-x"),), sent={"x": 1})
+    with pytest.raises(Refused, match=r"rule 'to-x' has all of series 1\.2\.1 already"):
+        choose(view, "to-x", rule)
+    plan = choose(replace(view, fresh=2), "to-x", rule)
+
+    assert ([("to-x", "x", [(1, 2, 2)])], [""]) == (sends(plan), [job.held for job in plan.jobs])
+    assert frozenset({("to-x", False)}) == plan.supplemented
+
+
+def test_choice_leaves_the_other_rules_to_be_asked() -> None:
+    """
+    A series that is not settled yet goes to the chosen rule now, and the others are asked when it is quiet.
+    """
+    plan = choose(view_of(), "no", 'no: {when: "False", send: [x]}', TO_X)
+
+    assert (frozenset({"no"}), False) == (plan.asked, plan.settled)
+
+
+def test_choice_for_a_study_closes_one_case_with_every_series() -> None:
+    """
+    A chosen study rule takes every series, those that were discarded or held too, without waiting.
+    """
+    book = book_of('s: {when: "False", trigger: study, collect: matching, send: [x]}')
+    waiting = StudyView(
+        case=case_of("s", state=CaseState.COLLECTING, is_study=True), version=1, study_id=1, sent={},
+        members=(member(1, is_discarded=True), member(2, is_held=True), member(3, settled=False)),
+    )  # fmt: skip
+    plan = route_study(waiting, book.rule("s"), book=book, actor="ada")
+
+    assert [("s", "x", [(1, 1, 1), (2, 1, 1), (3, 1, 1)])] == sends(plan)
+    assert (True, frozenset({1, 2, 3})) == (plan.settled, plan.close)
+    done = replace(
+        waiting, case=replace(waiting.case, state=CaseState.CLOSED),
+        members=tuple(replace(m, portions=1, fresh=0, covered=1) for m in waiting.members),
+    )  # fmt: skip
+    with pytest.raises(Refused, match="rule 's' has all of the study already"):
+        route_study(done, book.rule("s"), book=book, actor="ada")
+
+
+def test_study_does_not_send_what_is_kept_back() -> None:
+    """
+    A series that a person has to decide on is sent with no study, and the study's case waits for it.
+    """
+    book = book_of("s: {when: true, trigger: study, send: [x]}")
+    waiting = StudyView(
+        case=case_of("s", state=CaseState.COLLECTING, is_study=True), version=1, study_id=1, sent={},
+        members=(member(1, is_held=True),),
+    )  # fmt: skip
+
+    assert Plan(due=None) == plan_study(waiting, revisions=always(book), now=NOON + 3600 * SECOND)
+
+
+def member(series_id: int, *, is_discarded: bool = False, is_held: bool = False, settled: bool = True) -> Member:
+    """A series of three images that came at noon."""
+    return Member(
+        series_id=series_id, last_received=NOON, portions=0, fresh=3, settled=settled, covered=0,
+        is_discarded=is_discarded, is_match=False, is_held=is_held,
+    )  # fmt: skip

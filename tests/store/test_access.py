@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from talaria.store.access import Access, CredentialKind, digest
+from talaria.store.access import Access, CredentialKind, Scope, digest
 from talaria.store.ledger import Ledger
 from talaria.store.schema import credentials, events
 from talaria.testing import MovedClock
@@ -139,3 +139,52 @@ def test_revoke_by_name_and_by_secret(access: Access, clock: MovedClock) -> None
     assert None is access.find(token, CredentialKind.TOKEN, now=clock.now())
     assert 1 == access.revoke(kind=CredentialKind.SESSION, secret=session, actor="a", now=clock.now())
     assert [] == access.list(CredentialKind.SESSION)
+
+
+def test_scope_goes_from_token_to_session_and_ends_with_it(access: Access, clock: MovedClock) -> None:
+    """
+    A session that was made from a token is revoked with it; one of the same name that was not stays.
+    """
+    token = access.issue(
+        CredentialKind.TOKEN, name="eve", actor="a", now=clock.now(), lifetime=HOUR, scope=Scope.VIEW
+    )  # fmt: skip
+    own = access.issue(
+        CredentialKind.SESSION, name="eve", actor="a", now=clock.now(), lifetime=HOUR, scope=Scope.VIEW, parent=token
+    )  # fmt: skip
+    other = issue(access, clock, CredentialKind.SESSION)
+    found = access.find(own, CredentialKind.SESSION, now=clock.now())
+
+    assert found is not None
+    assert (Scope.VIEW, True) == (found.scope, found.of_token)
+    assert 1 == access.revoke(kind=CredentialKind.TOKEN, name="eve", actor="a", now=clock.now())
+    assert None is access.find(own, CredentialKind.SESSION, now=clock.now())
+    assert None is not access.find(other, CredentialKind.SESSION, now=clock.now())
+
+
+def test_sessions_that_are_over_are_forgotten(access: Access, clock: MovedClock) -> None:
+    """
+    A day after they ended sessions and links are removed; tokens stay listed, as expired.
+    """
+    for kind in CredentialKind:
+        issue(access, clock, kind)
+    clock.move(26 * HOUR)
+    issue(access, clock, CredentialKind.SESSION)
+
+    assert [1, 0, 1] == [
+        len(access.list(kind)) for kind in (CredentialKind.TOKEN, CredentialKind.LINK, CredentialKind.SESSION)
+    ]
+    assert access.list(CredentialKind.TOKEN)[0].is_expired(clock.now())
+
+
+def test_seen_is_written_once_a_minute(access: Access, clock: MovedClock) -> None:
+    """
+    Between two writes of when a token was used at least a minute passes.
+    """
+    token, began = issue(access, clock, CredentialKind.TOKEN), clock.now()
+    seen = []
+    for _ in range(5):
+        access.saw(token, now=clock.now())
+        seen.append(access.list(CredentialKind.TOKEN)[0].seen)
+        clock.move(timedelta(seconds=25))
+
+    assert [began] * 3 + [began + timedelta(seconds=75)] * 2 == seen

@@ -1,5 +1,6 @@
 """Writing down what arrived."""
 
+import json
 import threading
 from datetime import timedelta
 
@@ -9,7 +10,7 @@ import sqlalchemy as sa
 from rows import QUIET, Rows, arrival, series_of
 from talaria.store.arrivals import Finding
 from talaria.store.ledger import Ledger
-from talaria.store.schema import events, instances, series, studies
+from talaria.store.schema import events, instances, received, series, studies
 from talaria.testing import MovedClock
 
 
@@ -220,3 +221,33 @@ def test_two_receivers_at_once(rows: Rows) -> None:
     assert 36 == sum(row["instances"] for row in all_of(rows.ledger, series))
     assert 12 == sum(row["repeats"] for row in all_of(rows.ledger, instances))
     assert (3, 6) == (len(all_of(rows.ledger, studies)), len(all_of(rows.ledger, series)))
+
+
+def test_study_sent_again_is_told_once_for_a_series(rows: Rows) -> None:
+    """
+    Of a batch of repeats there is one event for each series, with their count; each instance has its own count.
+    """
+    first = [arrival(str(n), series=str(s)) for s in (1, 2) for n in range(20)]
+    rows.receive(*first)
+    again = [arrival(str(n), series=str(s)) for s in (1, 2) for n in range(20)]
+    now = rows.clock.move(timedelta(seconds=5))
+    rows.receive(*again, arrival("0"))
+    told = [json.loads(row["detail"])["count"] for row in all_of(rows.ledger, events)]
+
+    assert (["instance.repeat"] * 2, [21, 20]) == (kinds(rows.ledger), told)
+    assert [2, *[1] * 39] == [row["repeats"] for row in all_of(rows.ledger, instances)]
+    assert {now} == {row["repeated"] for row in all_of(rows.ledger, instances)}
+
+
+def test_what_was_received_is_counted_for_ever(rows: Rows) -> None:
+    """
+    Instances are counted by who sent them, conflicts too and repeats apart; recording a batch again counts nothing.
+    """
+    batch = [arrival("1"), arrival("2"), arrival("2", content="b"), arrival("1")]
+    rows.receive(*batch)
+    rows.receive(*batch[:3])
+
+    assert {"CT1": 3} == rows.listing.instances_received()
+    assert [(3, 300, 1)] == [
+        (row["instances"], row["size_bytes"], row["repeats"]) for row in all_of(rows.ledger, received)
+    ]

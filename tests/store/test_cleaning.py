@@ -379,9 +379,11 @@ def test_candidates_are_paged(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> No
     rows.settle()
     for _ in range(5):
         rows.jobs.end(rows.claim(), Event.FINISH, now=rows.clock.now())
-    found, after = [], 0
-    while after is not None:
+    found, after = [], None
+    while True:
         some, after = rows.cleaning.candidates(spool=SPOOL, before=rows.clock.now(), after=after)
         found += [candidate.id for candidate in some]
+        if after is None:
+            break
 
     assert [1, 2, 3, 4, 5] == found

@@ -134,7 +134,7 @@ def test_instance_without_a_file_is_lost(rows: Rows) -> None:
             raise FileNotFoundError("it is gone")
         return Path(instance_id)
 
-    delivery, lost = rows.deliveries.prepare(rows.claim(), locate=locate)
+    delivery, lost, _ = rows.deliveries.prepare(rows.claim(), locate=locate)
 
     assert (1, [(Standing.FAILED, "it is gone")]) == (len(delivery.parcels), [(o.standing, o.detail) for o in lost])
 
@@ -178,7 +178,7 @@ def test_late_images_are_a_delivery_of_their_own(rows: Rows) -> None:
     rows.jobs.end(claim, Event.FINISH, now=rows.clock.now())
     rows.receive(arrival("9"))
     rows.settle(after=timedelta(minutes=2))
-    late, _ = rows.deliveries.prepare(rows.claim(), locate=Path)
+    late, *_ = rows.deliveries.prepare(rows.claim(), locate=Path)
 
     assert delivery.id != late.id
     assert ["1.2.1.1.9"] == [parcel.sop_instance_uid for parcel in late.parcels]

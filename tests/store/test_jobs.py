@@ -1,9 +1,11 @@
 """The queue: made once, claimed under a lease, ended by whoever has it, moved by persons."""
 
+import re
 import subprocess
 import sys
 import threading
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from talaria.model.extensions import Outcome, Standing
 from talaria.model.job import Event, Extent, Kind, Priority, State
 from talaria.store.jobs import LEASE, MOST_DEATHS, Claim, NewJob, make_job
 from talaria.store.ledger import Ledger
-from talaria.store.schema import events, jobs, outcomes
+from talaria.store.schema import events, jobs, outcomes, pauses
 from talaria.testing import MovedClock
 
 SECOND = timedelta(seconds=1)
@@ -183,6 +185,213 @@ def test_two_claimers_in_processes_never_get_one_job(rows: Rows, ledger_url: str
     got = [child.communicate("go\n", timeout=60)[0].split() for child in children]
 
     assert made == sorted(int(word) for part in got for word in part)
+
+
+def test_normal_job_that_waited_an_hour_longer_goes_first(rows: Rows) -> None:
+    """
+    Urgent jobs go first, but none that was made an hour after another: so an endless stream of them starves nothing.
+    """
+    a, b, c = rows.jobs_of(3)
+    now = rows.clock.now()
+    for job_id, priority, hours, target in ((a, 1, 2, "x"), (b, 0, 0, "y"), (c, 2, 5.5, "z")):
+        set_columns(rows, job_id, priority=priority, due=now - timedelta(hours=hours), target=target)
+
+    assert [a, c, b] == order_of_claims(rows)
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "left"),
+    [("dispatch", "x", "y"), ("dispatch", "", None), ("drain", "", None), ("process", "", "x"), ("notify", "x", "x")],
+)
+def test_what_is_paused_is_left_alone(rows: Rows, kind: str, target: str, left: str | None) -> None:
+    """
+    A paused target is passed over; of a paused kind, and while the whole is drained, nothing is claimed.
+    """
+    _, b = rows.jobs_of(2)
+    set_columns(rows, b, target="y", due=rows.clock.now() + SECOND)
+    with rows.ledger.writing("test") as connection:
+        connection.execute(
+            pauses.insert().values(kind=kind, target=target, actor="p", reason="", since=rows.clock.now())
+        )
+    claim = take(rows)
+
+    assert left == (claim.job.target if claim else None)
+
+
+def test_process_jobs_have_no_target(rows: Rows) -> None:
+    """
+    Jobs without a target stand in line, too.
+    """
+    (job_id,) = rows.jobs_of()
+    set_columns(rows, job_id, kind="process", target=None)
+    claim = rows.claim(Kind.PROCESS)
+
+    assert (job_id, None) == (claim.job.id, claim.job.target)
+
+
+def test_deferred_jobs_become_ready_many_at_once(rows: Rows) -> None:
+    """
+    What became due is made ready in batches, however much it is, until there is something to claim.
+    """
+    (first,) = rows.jobs_of()
+    due = rows.clock.now() + SECOND
+    multiply(rows, first, 700, due=due, state="deferred", ready=False, target="full")
+    set_columns(rows, first, due=due + SECOND, state="deferred", ready=False)
+    rows.clock.move(2 * SECOND)
+    claim = take(rows, full=["full"])
+
+    assert first == (claim.job.id if claim else None)
+
+
+@pytest.mark.parametrize("back", [timedelta(minutes=5), timedelta(days=3650)])
+def test_clock_that_was_set_back_holds_up_nothing(rows: Rows, back: timedelta) -> None:
+    """
+    What waited, and what was ready, when the clock was set back is due now; and what was ready stays first in line.
+    """
+    ready, waiting = rows.jobs_of(2)
+    set_columns(rows, waiting, due=rows.clock.now() + timedelta(minutes=9), state="deferred", ready=False)
+    assert take(rows, full=["x"]) is None
+    rows.clock.move(-back)
+
+    assert [ready, waiting] == order_of_claims(rows)
+
+
+def test_clock_that_was_set_back_while_nobody_looked(rows: Rows) -> None:
+    """
+    A worker that starts after the clock was set back finds what was written before.
+    """
+    (waiting,) = rows.jobs_of()
+    set_columns(rows, waiting, due=rows.clock.now() + timedelta(minutes=9), state="deferred", ready=False)
+    rows.clock.move(-timedelta(minutes=30))
+
+    assert waiting == rows.claim().job.id
+
+
+def test_job_that_another_is_about_to_take_is_passed_over(rows: Rows, ledger_url: str) -> None:
+    """
+    On PostgreSQL who comes second gets the next in line instead of waiting, or of nothing.
+    """
+    if ledger_url.startswith("sqlite"):
+        return
+    a, b = rows.jobs_of(2)
+    with rows.ledger.writing("test") as connection:
+        connection.execute(sa.select(jobs).where(jobs.c.id == a).with_for_update())
+        claim = rows.claim()
+
+    assert b == claim.job.id
+
+
+def test_claim_is_told(rows: Rows) -> None:
+    """
+    Who asked for it is told of each claim, and of nothing else: there may be more for another lane.
+    """
+    rows.jobs_of(2)
+    heard: list[int] = []
+    rows.jobs.tell(lambda: heard.append(1))
+    order_of_claims(rows)
+
+    assert [1, 1] == heard
+
+
+# -- cost --
+
+
+def multiply(rows: Rows, job_id: int, count: int, **values: object) -> None:
+    """So many more jobs like one, but for some of their columns."""
+    with rows.ledger.writing("test") as connection:
+        row = dict(connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one()._mapping)
+        row = {name: value for name, value in row.items() if name != "id"} | values
+        connection.execute(jobs.insert(), [{**row, "key": f"{values.get('target')}:{n}"} for n in range(count)])
+
+
+@pytest.fixture
+def crowded(rows: Rows) -> Rows:
+    """Ten thousand jobs are over, as many wait for their time, and as many for a target that takes no more."""
+    (first,) = rows.jobs_of()
+    later = rows.clock.now() + timedelta(minutes=9)
+    multiply(rows, first, 10_000, state="done", ready=False, target="over")
+    multiply(rows, first, 10_000, state="deferred", ready=False, due=later, target="away")
+    multiply(rows, first, 10_000, target="full")
+    set_columns(rows, first, state="cancelled", ready=False)
+    if not rows.ledger.has_server:
+        return rows
+    with rows.ledger.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("ANALYZE jobs")
+    return rows
+
+
+def statements(rows: Rows, act: Callable[[], object]) -> list[tuple[str, object]]:
+    """What *act* asks of the database, with its parameters."""
+    found: list[tuple[str, object]] = []
+
+    def note(*given: object) -> None:
+        found.append((str(given[2]), given[3]))
+
+    sa.event.listen(rows.ledger.engine, "before_cursor_execute", note)
+    act()
+    sa.event.remove(rows.ledger.engine, "before_cursor_execute", note)
+    return found
+
+
+def plan_of(rows: Rows, statement: str, parameters: object) -> str:
+    """How the database goes about it."""
+    explain = "EXPLAIN" if rows.ledger.has_server else "EXPLAIN QUERY PLAN"
+    with rows.ledger.reading() as connection:
+        found = connection.exec_driver_sql(f"{explain} {statement}", parameters)  # type: ignore[arg-type]  # as it was
+        return "\n".join(str(row[-1]) for row in found)
+
+
+@pytest.mark.server
+def test_look_and_claim_go_by_index(crowded: Rows) -> None:
+    """
+    Whatever is stored, waits, or stands in line for a full target: nothing reads the jobs one by one.
+    """
+    (last,) = crowded.jobs_of()
+    set_columns(crowded, last, target="free")
+    take(crowded, full=["full", "free"])  # the first look, and one each minute, sees whether the clock was set back
+
+    def act() -> None:
+        assert crowded.jobs.next_due(Kind.DISPATCH) is not None
+        assert take(crowded, full=["full"]) is not None
+        assert take(crowded, full=["full"]) is None
+
+    asked = [(text, given) for text, given in statements(crowded, act) if "jobs" in text]
+    plans = [plan_of(crowded, text, given) for text, given in asked]
+    assert 4 <= len(asked) <= 10
+    for plan in plans:
+        assert "Seq Scan on jobs" not in plan
+        assert not re.search(r"SCAN jobs(?! USING COVERING INDEX ix_jobs_(ready|waiting))", plan), plan
+    used = "\n".join(plans)
+    assert ("ix_jobs_ready" in used, "ix_jobs_waiting" in used) == (True, True)
+
+
+@pytest.mark.server
+def test_look_that_finds_nothing_is_one_cheap_read(crowded: Rows) -> None:
+    """
+    An idle look is one statement outside of any transaction, takes no lock, and about a millisecond.
+    """
+    take(crowded, full=["full"])
+    asked = statements(crowded, lambda: take(crowded, full=["full"]))
+    took = []
+    for _ in range(50):
+        began = time.perf_counter()
+        take(crowded, full=["full"])
+        took.append(time.perf_counter() - began)
+
+    assert 1 == len(asked)
+    assert min(took) < 0.004  # all of it, on a machine that does other things, too
+
+
+def test_look_that_finds_nothing_does_not_wait_for_writers(rows: Rows) -> None:
+    """
+    While somebody writes, who finds nothing to do finds it at once.
+    """
+    with rows.ledger.writing("test"):
+        began = time.monotonic()
+        assert take(rows) is None
+        assert rows.jobs.next_due(Kind.DISPATCH) is None
+
+    assert time.monotonic() - began < 5
 
 
 # -- leases --
@@ -469,7 +678,7 @@ def standings_after(rows: Rows, event: Event) -> list[str]:
     """Of a failed delivery of which one instance was sent, one warned of and one refused."""
     (job_id,) = rows.jobs_of()
     claim = rows.claim()
-    delivery, _ = rows.deliveries.prepare(claim, locate=Path)
+    delivery, *_ = rows.deliveries.prepare(claim, locate=Path)
     said = (Standing.SENT, Standing.WARNED, Standing.FAILED)
     found = [Outcome(instance_id=p.instance_id, standing=s) for p, s in zip(delivery.parcels, said, strict=True)]
     rows.deliveries.record(delivery, found, now=rows.clock.now(), seconds=1, size_bytes=1)

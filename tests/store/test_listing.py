@@ -1,7 +1,9 @@
 """What people look at, a page at a time."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +12,12 @@ from hypothesis import strategies as st
 
 from rows import Rows, arrival, series_of
 from talaria.model.errors import Refused
+from talaria.model.extensions import Outcome, Standing
 from talaria.model.job import Event, Kind
+from talaria.store.arrivals import Arrival
 from talaria.store.ledger import Ledger
 from talaria.store.listing import Listing, Page, _cursor
+from talaria.store.selection import Selection
 from talaria.testing import MovedClock
 
 SECOND = timedelta(seconds=1)
@@ -261,3 +266,122 @@ def test_empty_ledger_has_empty_lists(ledger: Ledger) -> None:
         listing.studies().items, listing.jobs().items, listing.queue(), listing.events(), listing.last_event()
     )  # fmt: skip
     assert {} == listing.instances_received()
+
+
+@pytest.mark.parametrize("name", ["1.2.3", "1.2.3.1", "P1"])
+def test_studies_are_found_by_name(rows: Rows, name: str) -> None:
+    """
+    A study is found by its UID, by that of a series, and by the patient's ID; by nothing that only looks alike.
+    """
+    for number in range(5):
+        rows.receive(arrival("1", study=str(number)))
+    found = walked(lambda **page: rows.listing.studies(find=name, **page), limit=2)
+
+    assert (5 if name == "P1" else 1) == len(found)
+    assert () == rows.listing.studies(find=name[:-1] + "x").items
+
+
+@pytest.mark.parametrize("rare", [0, 5000])
+def test_studies_of_a_state_are_all_found(rows: Rows, monkeypatch: pytest.MonkeyPatch, rare: int) -> None:
+    """
+    Whether a state is rare or common, every study in it is found once, with pages of any size.
+    """
+    monkeypatch.setattr("talaria.store.listing._RARE", rare)
+    monkeypatch.setattr("talaria.store.listing._STUDY_WINDOWS", (2, 1))
+    rows.jobs_of(9)
+    for event in (Event.FAIL, Event.FINISH, Event.FINISH, Event.FAIL):
+        rows.jobs.end(rows.claim(), event, now=rows.clock.now())
+    rows.receive(arrival("1", study="77"))
+
+    def count(state: str) -> int:
+        return len(walked(lambda **page: rows.listing.studies(state=state, **page), limit=2))
+
+    assert {"failed": 2, "done": 2, "pending": 5, "receiving": 1, "held": 0} == {
+        state: count(state) for state in ("failed", "done", "pending", "receiving", "held")
+    }
+
+
+def test_several_conditions_are_walked_in_windows(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    However small the window, a walk finds all that fit, once, the newest first; pages in between may be empty.
+    """
+    monkeypatch.setattr("talaria.store.listing._WINDOWS", (2, 1))
+    rows.jobs_of(9)
+    for _ in range(2):
+        rows.jobs.end(rows.claim(), Event.FINISH, now=rows.clock.now())
+    chosen = Selection(state="done", rule="to-x", calling_ae="CT1")
+
+    assert [2, 1] == [job.id for job in walked(lambda **p: rows.listing.jobs(selection=chosen, **p), limit=5)]
+    assert [2, 1] == [
+        line.job_id for line in walked(lambda **p: rows.listing.deliveries(state="done", target="x", **p), limit=5)
+    ]
+
+
+def test_jobs_of_a_time(rows: Rows) -> None:
+    """
+    Jobs made in a span of time are found by it, both ends as `Selection` says.
+    """
+    made = []
+    for _ in range(6):
+        rows.jobs_of()
+        made.append(rows.clock.now())
+        rows.clock.move(timedelta(days=2))
+
+    def found(**given: Any) -> list[int]:
+        return [job.id for job in rows.listing.jobs(selection=Selection(**given)).items]
+
+    assert [6, 5, 4] == found(since=made[3])
+    assert [3, 2, 1] == found(until=made[3])
+    assert [4, 3] == found(since=made[2], until=made[4])
+    assert [] == found(since=rows.clock.now())
+    assert [3] == found(study_uid=rows.jobs.show(3).study_instance_uid)
+    assert [5, 2] == found(ids=(2, 5))
+    assert [4] == found(series_uid=rows.jobs.show(4).series_instance_uid)
+
+
+def test_life_of_an_instance_is_one_dated_list(rows: Rows) -> None:
+    """
+    From its reception to its removal everything is told in order, with rule, job and target.
+    """
+    rows.receive(arrival("1"))
+    rows.clock.move(SECOND)
+    rows.receive(arrival("1"), arrival("1"))
+    rows.settle()
+    claim = rows.claim()
+    delivery = rows.deliveries.prepare(claim, locate=Path).delivery
+    sent = Outcome(instance_id=delivery.parcels[0].instance_id, standing=Standing.SENT, status=0)
+    rows.clock.move(SECOND)
+    rows.deliveries.record(delivery, [sent], now=rows.clock.now(), seconds=1, size_bytes=1)
+    rows.clock.move(SECOND)
+    rows.jobs.end(claim, Event.FINISH, now=rows.clock.now())
+    rows.clock.move(SECOND)
+    (candidate,) = rows.cleaning.candidates(spool="SPOOL", before=rows.clock.now())[0]
+    rows.cleaning.mark(candidate, reason="retention is over", now=rows.clock.now())
+    (version,) = rows.listing.instance("1.2.1.1.1")
+    kinds = [line["kind"] for line in version["life"]]
+
+    assert ["instance.received", "instance.repeated"] == kinds[:2]
+    assert kinds.index("job.made") < kinds.index("instance.sent") < kinds.index("job.finish")
+    assert {"series.cleaned", "instance.removed"} == set(kinds[-2:])
+    assert version["life"] == sorted(version["life"], key=lambda line: line["time"])
+    assert (2, "x", ["to-x"], ["done"]) == (
+        version["repeats"], version["deliveries"][0]["target"], [case["rule"] for case in version["cases"]],
+        [job["state"] for job in version["jobs"]],
+    )  # fmt: skip
+
+
+def test_replaced_version_has_no_part_in_what_came_after(rows: Rows) -> None:
+    """
+    A version that was replaced before the rules were asked has no job; the one in its place has.
+    """
+    rows.receive(arrival("1"))
+    rows.clock.move(SECOND)
+    rows.receive(replace_received(arrival("1", content="b"), rows))
+    rows.settle()
+    old, new = rows.listing.instance("1.2.1.1.1")
+
+    assert ([], [1]) == tuple([job["id"] for job in version["jobs"]] for version in (old, new))
+
+
+def replace_received(one: Arrival, rows: Rows) -> Arrival:
+    return replace(one, instance=replace(one.instance, received=rows.clock.now()))

@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import structlog
 
 from rows import HEAD, SHELVES, TO_X
 from talaria.model.errors import ConfigError, LedgerAway, Overtaken, Refused
@@ -66,13 +67,78 @@ def test_unknown_revision_is_refused(revisions: Revisions, clock: MovedClock) ->
 
 def test_changed_meanwhile_is_overtaken(revisions: Revisions, clock: MovedClock) -> None:
     """
-    Who began with a revision that runs no more saves nothing.
+    Who began with a revision that runs no more saves nothing, and is told who was first.
     """
     save(revisions, clock)
-    with pytest.raises(Overtaken, match="you began with 0, now 1 runs"):
+    with pytest.raises(Overtaken) as raised:
         save(revisions, clock, OTHER, expected=0)
 
+    assert str(raised.value) == (
+        "the rulebook was changed meanwhile: you began with 0; revision 1 runs, saved by eve at 2026-01-05 08:00:00 "
+        "UTC (why); look at what it changed, and begin with that one"
+    )
     assert (1, 2) == (revisions.latest(), save(revisions, clock, OTHER, expected=1))
+
+
+def test_list_walks_all_without_texts(revisions: Revisions, clock: MovedClock) -> None:
+    """
+    Revisions are listed the newest first, a page at a time.
+    """
+    for _ in range(5):
+        save(revisions, clock)
+    first = revisions.list(limit=2)
+    second = revisions.list(limit=2, after=int(first.next or 0))
+    third = revisions.list(limit=2, after=int(second.next or 0))
+
+    assert [5, 4, 3, 2, 1] == [line.number for page in (first, second, third) for line in page.items]
+    assert None is third.next
+    assert ("eve", "why", ("w",)) == (first.items[0].author, first.items[0].note, first.items[0].warnings)
+
+
+def test_difference_is_unified(revisions: Revisions, clock: MovedClock) -> None:
+    """
+    Two revisions differ by lines, and a last line without its end is told.
+    """
+    save(revisions, clock, "a: 1\nb: 2\n"), save(revisions, clock, "a: 1\nb: 3\nc: 4")
+
+    assert revisions.diff(1, 2) == (
+        "--- revision 1\t2026-01-05 08:00:00 eve\n+++ revision 2\t2026-01-05 08:00:00 eve\n@@ -1,2 +1,3 @@\n"
+        " a: 1\n-b: 2\n+b: 3\n+c: 4\n\\ No newline at end of file\n"
+    )
+    assert "" == revisions.diff(2, 2)
+    with pytest.raises(Refused, match="there is no revision 9"):
+        revisions.diff(1, 9)
+
+
+def test_roll_back_is_a_new_revision(ledger: Ledger, revisions: Revisions, tmp_path: Path, clock: MovedClock) -> None:
+    """
+    An earlier text runs again under a new number, checked anew, and says where it is from.
+    """
+    save(revisions, clock), save(revisions, clock, OTHER)
+    books = rulebooks_on(ledger, tmp_path)
+    number, book = revisions.roll_back(1, check=books.check, author="ada", now=clock.now(), expected=2)
+
+    assert (3, TEXT) == (number, book.text)
+    assert (TEXT, "ada", "rollback to 1") == (
+        revisions.get(3).text, revisions.get(3).author, revisions.get(3).note
+    )  # fmt: skip
+    with pytest.raises(Refused, match="revision 3 is the one that runs; name an earlier one"):
+        revisions.roll_back(3, check=books.check, author="ada", now=clock.now())
+    with pytest.raises(Overtaken):
+        revisions.roll_back(1, check=books.check, author="ada", now=clock.now(), expected=2)
+
+
+def test_roll_back_of_what_is_not_understood_is_refused(
+    ledger: Ledger, revisions: Revisions, tmp_path: Path, clock: MovedClock
+) -> None:
+    """
+    A text that names a plug which is gone since is not brought back.
+    """
+    save(revisions, clock, TEXT.replace("kind: nowhere", "kind: somewhere")), save(revisions, clock)
+
+    with pytest.raises(ConfigError):
+        revisions.roll_back(1, check=rulebooks_on(ledger, tmp_path).check, author="ada", now=clock.now())
+    assert 2 == revisions.latest()
 
 
 def test_two_who_save_at_once(revisions: Revisions, clock: MovedClock) -> None:
@@ -143,6 +209,30 @@ def test_rulebook_that_is_not_understood_is_not_taken_up(
     with pytest.raises(ConfigError):
         books.refresh()
     assert 1 == books.follow(clock.now()).number
+
+
+def test_bad_revision_is_understood_once_and_told_once_a_minute(
+    ledger: Ledger, revisions: Revisions, tmp_path: Path, clock: MovedClock
+) -> None:
+    """
+    While a revision that cannot be taken up is the newest, it is not read again each second, and the log tells of it
+    once a minute.
+    """
+    save(revisions, clock)
+    books = rulebooks_on(ledger, tmp_path)
+    books.refresh()
+    save(revisions, clock, TEXT.replace("kind: nowhere", "kind: somewhere"))
+    with structlog.testing.capture_logs() as told:
+        refusals = []
+        for _ in range(150):
+            books.follow(clock.now())
+            refusals.append(books._refused[2])
+            clock.move(timedelta(seconds=1))
+
+    assert 1 == len({id(refusal) for refusal in refusals})
+    assert [2, 2, 2] == [line["revision"] for line in told]
+    save(revisions, clock, OTHER)
+    assert 3 == books.follow(clock.now()).number
 
 
 def test_cached_rulebook_runs_with_the_ledger_away(

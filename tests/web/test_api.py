@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from talaria.model.job import Kind
+from talaria.web.auth import GatedRoute
 from world import World
 
 ROOT = "/api/v1"
@@ -138,6 +139,23 @@ def test_filters(still: World) -> None:
     assert asked(still, "/jobs", rule="no such rule") == {"items": [], "next": None}
 
 
+def test_jobs_by_all_that_can_be_asked(still: World) -> None:
+    """
+    Jobs and deliveries are narrowed by study, series, sender and when they were made; a moment without a zone is UTC.
+    """
+    made = "2026-01-05T08:05:00"
+
+    for path in ("/jobs", "/deliveries"):
+        assert {job["study_uid"] for job in asked(still, path, study="1.2.826.2")["items"]} == {"1.2.826.2"}
+        assert {job["study_uid"] for job in asked(still, path, series="1.2.826.2.1")["items"]} == {"1.2.826.2"}
+        whole = asked(still, path)["items"]
+        assert whole == asked(still, path, calling_ae="CT1", since=made, until="2026-01-06")["items"]
+        assert whole == asked(still, path, since="2026-01-05T09:05:00+01:00")["items"]
+        assert [] == asked(still, path, calling_ae="CT2")["items"]
+        assert [] == asked(still, path, until=made)["items"]
+    assert ["1.2.826.2"] == [study["study_uid"] for study in asked(still, "/studies", find="P0002")["items"]]
+
+
 @pytest.mark.parametrize("path", ["/studies", "/jobs", "/deliveries", "/events"])
 @pytest.mark.parametrize("limit", [1, 2, 3, 499])
 def test_pages_walk_all(still: World, path: str, limit: int) -> None:
@@ -178,7 +196,7 @@ def test_events_can_be_followed(busy: World) -> None:
         ("/jobs/9223372036854775808", 422),
         ("/jobs/%D9%A1", 422),
         ("/jobs/../studies", 200),
-        ("/jobs/..%2Fstudies", 404),
+        ("/jobs/..%2Fstudies", 405),
         ("/studies/1.2.3.4", 404),
         ("/studies/..%2F..%2Fetc%2Fpasswd", 404),
         ("/studies/%2e%2e", 422),
@@ -196,6 +214,22 @@ def test_events_can_be_followed(busy: World) -> None:
         ("/jobs?limit=many", 422),
         ("/jobs?state=sleeping", 422),
         ("/jobs?after=x", 422),
+        ("/jobs?since=soon", 422),
+        ("/jobs?since=0001-01-01T00:00:00%2B14:00", 422),
+        ("/jobs?since=9999-12-31T23:00:00-14:00", 422),
+        ("/jobs?since=0001-01-01", 422),
+        ("/jobs?since=1900-01-01", 200),
+        ("/jobs?rule=%00", 422),
+        ("/jobs?calling_ae=" + "A" * 65, 422),
+        ("/jobs?study=../x", 422),
+        ("/studies?find=%00", 422),
+        ("/results?after=x", 422),
+        ("/results?format=xml", 422),
+        ("/results?module=%00", 422),
+        ("/rulebook/revisions/0", 422),
+        ("/rulebook/revisions/999", 404),
+        ("/rulebook/diff?from=1", 422),
+        ("/rulebook/diff?from=1&to=999", 404),
         ("/jobs?after=-5", 422),
         ("/jobs?after=" + "9" * 30, 422),
         ("/studies?after=2026-01-05~x", 422),
@@ -307,10 +341,20 @@ def test_document(world: World) -> None:
     document = world.client().get(f"{ROOT}/openapi.json").json()
     schemas = document["components"]["schemas"]
 
-    assert set(document["paths"]) == {
-        "/api/v1/studies", "/api/v1/studies/{study_uid}", "/api/v1/instances/{sop_instance_uid}", "/api/v1/jobs",
-        "/api/v1/jobs/{job_id}", "/api/v1/deliveries", "/api/v1/events",
+    served = {
+        (method.lower(), route.path)
+        for route in world.site.routes if isinstance(route, GatedRoute) and route.path.startswith(f"{ROOT}/")
+        for method in route.methods
+        if not route.path.endswith("/openapi.json")
     }  # fmt: skip
+    described = {
+        (method, path): each for path, methods in document["paths"].items() for method, each in methods.items()
+    }
+
+    assert set(described) == served
+    assert [] == [key for key, each in described.items() if not each.get("description")]
+    assert len({each["operationId"] for each in described.values()}) == len(described)
+    assert {each["x-permission"] for each in described.values()} == {"view", "operate", "administer"}
     assert document["paths"]["/api/v1/jobs"]["get"]["operationId"] == "list_jobs"
     assert document["security"] == [{"token": []}, {"session": []}]
     assert not [

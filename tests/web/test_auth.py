@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from talaria.store.access import CredentialKind
+from talaria.store.access import CredentialKind, Scope
 from talaria.testing import MovedClock
 from talaria.web.auth import (
     COOKIE,
+    GRANTS,
     GatedRoute,
     Permission,
     Throttle,
@@ -33,14 +34,36 @@ TABLE = {
     ("GET", "/static/{name}"): Permission.OPEN,
     ("GET", "/health/live"): Permission.OPEN,
     ("GET", "/health/ready"): Permission.OPEN,
+    ("GET", "/metrics"): Permission.VIEW,
     ("GET", "/api/v1/openapi.json"): Permission.OPEN,
     ("GET", "/api/v1/studies"): Permission.VIEW,
     ("GET", "/api/v1/studies/{study_uid}"): Permission.VIEW,
+    ("POST", "/api/v1/studies/{study_uid}/route"): Permission.OPERATE,
+    ("POST", "/api/v1/studies/{study_uid}/send"): Permission.OPERATE,
+    ("POST", "/api/v1/studies/{study_uid}/release"): Permission.OPERATE,
     ("GET", "/api/v1/instances/{sop_instance_uid}"): Permission.VIEW,
     ("GET", "/api/v1/jobs"): Permission.VIEW,
     ("GET", "/api/v1/jobs/{job_id}"): Permission.VIEW,
+    ("POST", "/api/v1/jobs/{act}"): Permission.OPERATE,
+    ("POST", "/api/v1/jobs/{job_id}/{act}"): Permission.OPERATE,
     ("GET", "/api/v1/deliveries"): Permission.VIEW,
     ("GET", "/api/v1/events"): Permission.VIEW,
+    ("GET", "/api/v1/results"): Permission.VIEW,
+    ("GET", "/api/v1/pauses"): Permission.VIEW,
+    ("PUT", "/api/v1/pauses/{kind}"): Permission.OPERATE,
+    ("DELETE", "/api/v1/pauses/{kind}"): Permission.OPERATE,
+    ("PUT", "/api/v1/pauses/{kind}/{target}"): Permission.OPERATE,
+    ("DELETE", "/api/v1/pauses/{kind}/{target}"): Permission.OPERATE,
+    ("GET", "/api/v1/drain"): Permission.VIEW,
+    ("PUT", "/api/v1/drain"): Permission.OPERATE,
+    ("DELETE", "/api/v1/drain"): Permission.OPERATE,
+    ("GET", "/api/v1/rulebook"): Permission.VIEW,
+    ("PUT", "/api/v1/rulebook"): Permission.ADMINISTER,
+    ("GET", "/api/v1/rulebook/revisions"): Permission.VIEW,
+    ("GET", "/api/v1/rulebook/revisions/{number}"): Permission.VIEW,
+    ("GET", "/api/v1/rulebook/diff"): Permission.VIEW,
+    ("POST", "/api/v1/rulebook/rollback"): Permission.ADMINISTER,
+    ("POST", "/api/v1/targets/{target}/check"): Permission.OPERATE,
 }
 
 CLOSED = [(method, path) for (method, path), permission in TABLE.items() if permission is not Permission.OPEN]
@@ -48,13 +71,16 @@ CLOSED = [(method, path) for (method, path), permission in TABLE.items() if perm
 
 def somewhere(path: str) -> str:
     """A path of a route with something in its blanks."""
-    return path.format(study_uid=UID, sop_instance_uid=UID, job_id=1, name="site.css")
+    return path.format(
+        study_uid=UID, sop_instance_uid=UID, job_id=1, name="site.css", act="retry", kind="dispatch", target="archive",
+        number=1,
+    )  # fmt: skip
 
 
 def is_turned_away(client: TestClient, method: str, path: str) -> bool:
     """Whether nobody comes in there: 401 from the API, the sign-in from a page."""
     answer = client.request(method, somewhere(path))
-    if path.startswith("/api/"):
+    if path.startswith(("/api/", "/metrics")):
         return answer.status_code == 401 and answer.headers["content-type"] == "application/problem+json"
     return answer.status_code == 303 and answer.headers["location"].startswith("/login")
 
@@ -132,6 +158,120 @@ def test_closed_routes_open_for_token_and_session(still: World) -> None:
     for path in ("/", f"/studies/{UID}", "/api/v1/studies", "/api/v1/jobs/1", "/api/v1/events"):
         assert still.program().get(path).status_code == 200
         assert still.browser().get(path).status_code == 200
+
+
+# -- scopes --
+
+ACTS = [key for key, permission in TABLE.items() if permission in {Permission.OPERATE, Permission.ADMINISTER}]
+CHANGES = [key for key, permission in TABLE.items() if permission is Permission.ADMINISTER]
+
+
+def refusal(world: World, client: TestClient, method: str, path: str) -> tuple[int, str]:
+    """What a client is told where it may not go."""
+    answer = client.request(method, somewhere(path))
+    return answer.status_code, answer.json()["detail"]
+
+
+@pytest.mark.parametrize(("method", "path"), ACTS)
+def test_viewer_acts_on_nothing(still: World, method: str, path: str) -> None:
+    """
+    A token to look with gets 403 from everything that acts, before its body is looked at, and is told what it lacks.
+    """
+    client = still.client(Authorization=f"Bearer {still.token('vic', scope=Scope.VIEW)}")
+    asked = TABLE[method, path]
+
+    assert (403, f"token:vic may view, and this asks for {asked}; use a token with that scope") == refusal(
+        still, client, method, path
+    )
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGES)
+def test_operator_changes_no_rulebook(still: World, method: str, path: str) -> None:
+    """
+    A token to act with gets 403 from what changes the rulebook.
+    """
+    client = still.client(Authorization=f"Bearer {still.token('olga', scope=Scope.OPERATE)}")
+
+    assert (403, "token:olga may operate, and this asks for administer; use a token with that scope") == refusal(
+        still, client, method, path
+    )
+
+
+@pytest.mark.parametrize(("method", "path"), ACTS)
+def test_expired_token_acts_on_nothing(busy: World, method: str, path: str) -> None:
+    """
+    A token past its time is nobody's, whatever it was good for.
+    """
+    client = busy.client(Authorization=f"Bearer {busy.token(lifetime=timedelta(hours=1))}")
+    busy.clock.move(timedelta(hours=1))
+
+    assert is_turned_away(client, method, path)
+
+
+def test_scopes_hold_what_those_before_them_hold() -> None:
+    """
+    Who may administer may operate, who may operate may view.
+    """
+    assert GRANTS[Scope.VIEW] < GRANTS[Scope.OPERATE] < GRANTS[Scope.ADMINISTER] == set(Permission)
+
+
+def test_session_may_what_its_token_may(busy: World) -> None:
+    """
+    A session that was made from a token does no more than it, under its name, and ends when it is revoked.
+    """
+    client = busy.client(**OWN_PAGE)
+    sign_in(client, token=busy.token("vic", scope=Scope.VIEW))
+    client.headers["X-CSRF-Token"] = csrf_token(client.cookies[COOKIE])
+
+    assert client.get("/api/v1/jobs").status_code == 200
+    assert (403, "token:vic may view, and this asks for operate; use a token with that scope") == refusal(
+        busy, client, "POST", "/api/v1/jobs/{job_id}/{act}"
+    )
+
+    busy.access.revoke(kind=CredentialKind.TOKEN, name="vic", actor="test", now=busy.clock.now())
+
+    assert client.get("/api/v1/jobs").status_code == 401
+
+
+def test_session_of_a_link_administers(world: World) -> None:
+    """
+    The first administrator's link leads to a session that may all.
+    """
+    client = world.client(**OWN_PAGE)
+    sign_in(client, link=world.link())
+    answer = client.put(
+        "/api/v1/rulebook", content="rules: {}\n",
+        headers={
+            "Content-Type": "application/yaml", "If-Match": "*", "X-CSRF-Token": csrf_token(client.cookies[COOKIE]),
+        },
+    )  # fmt: skip
+
+    assert (200, 1) == (answer.status_code, answer.json()["revision"])
+    assert "ada" == world.rulebooks.revisions.get(1).author
+
+
+def test_session_needs_its_csrf_token_for_the_api(busy: World) -> None:
+    """
+    A cookie alone acts on nothing, since another site can have it sent.
+    """
+    browser = busy.browser()
+
+    assert browser.post("/api/v1/jobs/1/hold").status_code == 403
+    assert browser.put("/api/v1/drain").status_code == 403
+    assert browser.delete("/api/v1/pauses/dispatch").status_code == 403
+
+
+def test_use_of_a_token_is_seen_to_the_minute(busy: World) -> None:
+    """
+    When a token was used last is written down, once a minute at most.
+    """
+    client = busy.client(Authorization=f"Bearer {busy.token('ada')}")
+    began = busy.clock.now()
+    for seconds, seen in ((0, 0), (59, 0), (1, 60), (30, 60)):
+        busy.clock.move(timedelta(seconds=seconds))
+        client.get("/api/v1/jobs")
+
+        assert [began + timedelta(seconds=seen)] == [c.seen for c in busy.access.list(CredentialKind.TOKEN)]
 
 
 # -- signing in --

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from talaria.store.listing import Listing
+from talaria.store.operations import Operations
 from talaria.web.site import create_site
 from world import World
 
@@ -208,9 +209,37 @@ def test_ready_tells_who_shows_a_token(still: World) -> None:
         "service web": True,
     }  # fmt: skip
     assert found["queues"] == [
-        {"kind": "dispatch", "target": "archive", "states": {"failed": 1, "pending": 1}, "oldest_seconds": 47.0},
-        {"kind": "dispatch", "target": "pacs", "states": {"deferred": 1, "pending": 1}, "oldest_seconds": 47.0},
+        {"kind": "dispatch", "target": "archive", "states": {"failed": 1, "pending": 1}, "oldest_seconds": 47.0,
+         "paused": False},
+        {"kind": "dispatch", "target": "pacs", "states": {"deferred": 1, "pending": 1}, "oldest_seconds": 47.0,
+         "paused": False},
+    ]  # fmt: skip
+    assert found["pauses"] == []
+
+
+def test_pauses_and_drain_are_told(busy: World) -> None:
+    """
+    Who shows a token learns what is paused, and by whom; a drain makes us unready, since nothing new is accepted.
+    """
+    operations, now = Operations(busy.ledger, busy.rulebooks), busy.clock.now()
+    operations.pause("dispatch", "pacs", actor="ada", reason="being moved", now=now)
+    found = busy.program().get("/health/ready").json()
+
+    assert found["ready"] is True
+    assert found["pauses"] == [
+        {"kind": "dispatch", "target": "pacs", "actor": "ada", "reason": "being moved", "since": "2026-01-05T08:05:47Z"}
     ]
+    assert [queue["paused"] for queue in found["queues"]] == [False, True]
+
+    operations.drain(actor="ada", reason="upgrade", now=now)
+    answer = busy.program().get("/health/ready")
+
+    assert (answer.status_code, busy.client().get("/health/ready").json()) == (503, {"ready": False})
+    assert all(queue["paused"] for queue in answer.json()["queues"])
+    assert {
+        "name": "drain", "ready": False,
+        "detail": "nothing new is accepted, asked by ada: upgrade; end it with `talaria drain --end`",
+    } in answer.json()["dependencies"]  # fmt: skip
 
 
 def test_silent_service_is_not_ready(busy: World) -> None:

@@ -1,6 +1,6 @@
 """Every command, thin: arguments in, a function of the rooms below, a table or JSON out."""
 
-from talaria.cli import operations, peers, rulebook, running, tokens
+from talaria.cli import importing, operations, peers, rulebook, running, studies, tokens, upkeep
 from talaria.cli.root import main
 
-__all__ = ["main", "operations", "peers", "rulebook", "running", "tokens"]
+__all__ = ["importing", "main", "operations", "peers", "rulebook", "running", "studies", "tokens", "upkeep"]

@@ -1,120 +1,40 @@
-"""Commands that look at studies, jobs and targets, and act on them."""
+"""Commands that look at jobs, deliveries, targets and the queue, act on them, and pause them."""
 
 import dataclasses
 from collections.abc import Callable
-from datetime import UTC, datetime
+from typing import Any
 
 import click
 
-from talaria.cli.printing import ago, as_pinned, in_words, print_jobs, print_json, print_table
+from talaria.cli.choosing import act, act_options, add_acts, filters, selection_of
+from talaria.cli.printing import ago, as_pinned, in_words, print_jobs, print_json, print_paused, print_table
 from talaria.cli.root import actor, checked_home, json_option, main
-from talaria.model.errors import ConfigError, TalariaError
+from talaria.model.errors import ConfigError
 from talaria.model.job import Event, Kind, State
-from talaria.web.phrases import event_in_words
 
-#: How a study can stand.
-_STANDINGS = (
-    "receiving", "collecting", "pending", "active", "deferred", "held", "done", "failed", "cancelled", "discarded"
-)  # fmt: skip
-
-
-@main.group()
-def studies() -> None:
-    """Look at studies."""
-
-
-@studies.command("list")
-@click.option("--state", type=click.Choice(_STANDINGS), help="Only those that stand so.")
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many.")
-@json_option
-@click.pass_context
-def studies_list(context: click.Context, state: str | None, limit: int, as_json: bool) -> None:
-    """Studies, the one heard of last first."""
-    listing = checked_home(context).listing
-    page = listing.studies(limit=limit, state=state)
-    items = list(page.items)
-    while page.next is not None and len(items) < limit:  # a page holds fewer where a state was asked for
-        page = listing.studies(limit=limit - len(items), after=page.next, state=state)
-        items += page.items
-    if as_json:
-        print_json({"items": items, "next": page.next})
-        return
-    print_table(
-        ("STATE", "STUDY", "DESCRIPTION", "SERIES", "IMAGES", "UPDATED", "RULES", "REASON"),
-        [
-            (
-                line.state, line.study_uid, line.description, line.series, line.instances, ago(line.updated),
-                ", ".join(line.rules), line.reason,
-            )
-            for line in items
-        ],
-        empty=f"No study is {state}." if state else
-        "No study yet. Send one:  talaria send FOLDER --to HOST:PORT --called TALARIA",
-    )  # fmt: skip
-    if page.next is not None:
-        click.echo(f"(there are more; --limit {2 * limit} shows twice as many)")
-
-
-@studies.command("show")
-@click.argument("study_uid")
-@json_option
-@click.pass_context
-def studies_show(context: click.Context, study_uid: str, as_json: bool) -> None:
-    """What happened to a study: its series, jobs and events."""
-    life = checked_home(context).listing.study(study_uid)
-    if as_json:
-        print_json(life)
-        return
-    click.echo(f"study {life.line.study_uid}: {life.line.state}{': ' + life.line.reason if life.line.reason else ''}\n")
-    print_table(
-        ("SERIES", "MODALITY", "IMAGES", "FROM", "UPDATED", "MADE BY"),
-        [
-            (
-                s.series_uid, s.modality, s.instances, s.calling_ae, ago(s.updated),
-                f"job {s.made_by_job}" if s.made_by_job else "",
-            )
-            for s in life.series
-        ],
-    )  # fmt: skip
-    click.echo("")
-    print_jobs(life.jobs)
-    click.echo("")
-    print_table(
-        ("WHEN", "", "WHAT"),
-        [
-            (
-                e.time.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
-                f"job {e.job_id}" if e.job_id else "",
-                event_in_words(e.kind, actor=e.actor, detail=e.detail),
-            )
-            for e in life.events
-        ],
-    )
+_limit = click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many.")
 
 
 @main.group()
 def jobs() -> None:
-    """Look at jobs, and act on them."""
+    """Look at jobs, and act on them: by their numbers, or all that fit a filter."""
 
 
 @jobs.command("list")
-@click.option("--state", type=click.Choice([str(state) for state in State]), help="Only those in this state.")
-@click.option("--rule", help="Of this rule.")
-@click.option("--target", help="For this target.")
+@filters
 @click.option("--kind", type=click.Choice([str(kind) for kind in Kind]), help="Only those of this kind.")
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many.")
+@_limit
 @json_option
 @click.pass_context
-def jobs_list(  # the options of a list
-    context: click.Context, state: str | None, rule: str | None, target: str | None, kind: str | None, limit: int,
-    as_json: bool,
-) -> None:  # fmt: skip
-    """Jobs, the newest first."""
-    page = checked_home(context).listing.jobs(state=state, rule=rule, target=target, kind=kind, limit=limit)
+def jobs_list(context: click.Context, /, kind: str | None, limit: int, as_json: bool, **given: Any) -> None:
+    """Jobs, the newest first; and what is paused."""
+    home = checked_home(context)
+    page = home.listing.jobs(selection=selection_of(given, kind=kind), limit=limit)
     if as_json:
         print_json({"items": [as_pinned(job) for job in page.items], "next": page.next})
-    else:
-        print_jobs(page.items, empty="No job fits.")
+        return
+    print_jobs(page.items, empty="No job fits.")
+    print_paused(home.operations.paused())
 
 
 @jobs.command("show")
@@ -131,34 +51,137 @@ def jobs_show(context: click.Context, job_id: int, as_json: bool) -> None:
         click.echo(f"{name:20} {in_words(value)}".rstrip())
 
 
-def _act(event: Event) -> Callable[..., None]:
-    @click.argument("job_ids", nargs=-1, required=True, type=int, metavar="JOB...")
+def _act_on_jobs(event: Event) -> Callable[..., None]:
+    @click.argument("job_ids", nargs=-1, type=int, metavar="[JOB]...")
+    @act_options
+    @click.option("--kind", type=click.Choice([str(kind) for kind in Kind]), help="Only those of this kind.")
     @click.pass_context
-    def command(context: click.Context, job_ids: tuple[int, ...]) -> None:
-        home = checked_home(context)
-        failed = False
-        for job_id in job_ids:
-            try:
-                job = home.jobs.act(job_id, event, actor=actor(), now=datetime.now(UTC))
-            except TalariaError as error:
-                click.echo(f"talaria: {error}", err=True)
-                failed = True
-            else:
-                click.echo(f"job {job.id}: {job.state}")
-        if failed:
-            raise SystemExit(1)
+    def command(context: click.Context, /, job_ids: tuple[int, ...], kind: str | None, **given: Any) -> None:
+        act(checked_home(context), [selection_of(given, ids=job_ids, kind=kind)], event, given=given)
 
     return command
 
 
-for _event, _help in (
-    (Event.RETRY, "Try jobs again now; what was done stays done."),
-    (Event.HOLD, "Stop jobs until they are released."),
-    (Event.RELEASE, "Let held jobs go on."),
-    (Event.CANCEL, "End jobs for good; their files stay as retention says."),
-    (Event.RESTART, "Do all of it again, also what was done."),
-):
-    jobs.command(str(_event), help=_help)(_act(_event))
+add_acts(jobs, what="jobs", make=_act_on_jobs)
+
+
+@main.group()
+def deliveries() -> None:
+    """Look at deliveries, and act on them: by their ids, or all that fit a filter."""
+
+
+@deliveries.command("list")
+@filters
+@_limit
+@json_option
+@click.pass_context
+def deliveries_list(context: click.Context, /, limit: int, as_json: bool, **given: Any) -> None:
+    """Deliveries, the newest first; and what is paused."""
+    home = checked_home(context)
+    page = home.listing.deliveries(selection=selection_of(given), limit=limit)
+    if as_json:
+        print_json({"items": page.items, "next": page.next})
+        return
+    print_table(
+        ("DELIVERY", "JOB", "STATE", "TARGET", "SENT", "TOTAL", "TRY", "UPDATED", "DUE", "REASON"),
+        [
+            (
+                line.id, line.job_id, line.state, line.target, line.sent, line.total, line.attempt, ago(line.updated),
+                "" if State(line.state).is_final else ago(line.due), line.reason,
+            )
+            for line in page.items
+        ],
+        empty="No delivery fits.",
+    )  # fmt: skip
+    print_paused(home.operations.paused())
+
+
+@deliveries.command("show")
+@click.argument("delivery_id")
+@json_option
+@click.pass_context
+def deliveries_show(context: click.Context, delivery_id: str, as_json: bool) -> None:
+    """All that is known of one delivery."""
+    home = checked_home(context)
+    line = home.listing.deliveries(selection=selection_of(_NONE, ids=home.operations.jobs_of([delivery_id]))).items[0]
+    if as_json:
+        print_json(line)
+        return
+    for name, value in dataclasses.asdict(line).items():
+        click.echo(f"{name:20} {in_words(value)}".rstrip())
+
+
+_NONE = dict.fromkeys(("state", "rule", "target", "ae", "study", "since", "until"))
+
+
+def _act_on_deliveries(event: Event) -> Callable[..., None]:
+    @click.argument("delivery_ids", nargs=-1, metavar="[DELIVERY]...")
+    @act_options
+    @click.pass_context
+    def command(context: click.Context, /, delivery_ids: tuple[str, ...], **given: Any) -> None:
+        home = checked_home(context)
+        chosen = selection_of(given, ids=home.operations.jobs_of(delivery_ids))
+        act(home, [chosen], event, given=given, kind=Kind.DISPATCH)
+
+    return command
+
+
+add_acts(deliveries, what="deliveries", make=_act_on_deliveries)
+
+
+@main.command()
+@json_option
+@click.pass_context
+def queue(context: click.Context, as_json: bool) -> None:
+    """What is not over, by kind and target; and what is paused."""
+    home = checked_home(context)
+    lines, paused = home.listing.queue(), home.operations.paused()
+    if as_json:
+        print_json({"items": lines, "paused": paused})
+        return
+    states = [state for state in State if any(line.states.get(state) for line in lines)]
+    print_table(
+        ("KIND", "TARGET", *(str(state).upper() for state in states), "OLDEST", "REASON"),
+        [
+            (
+                line.kind, line.target or "", *(line.states.get(state, 0) for state in states),
+                ago(line.oldest) if line.oldest else "", line.reason,
+            )
+            for line in lines
+        ],
+        empty="Nothing waits.",
+    )  # fmt: skip
+    print_paused(paused)
+
+
+_kind = click.argument("kind", type=click.Choice(["process", "dispatch", "notify", "route"]))
+
+
+@main.command()
+@_kind
+@click.argument("target", required=False, default="")
+@click.option("--reason", default="", help="Why, for whoever looks.")
+@click.pass_context
+def pause(context: click.Context, kind: str, target: str, reason: str) -> None:
+    """
+    Stop a kind of work, or dispatch to one TARGET; what is active goes on to its end.
+
+    KIND is one of: process dispatch notify route.
+    """
+    home = checked_home(context)
+    home.operations.pause(kind, target, actor=actor(), reason=reason, now=home.clock())
+    click.echo(f"paused: {kind}{f' to {target}' if target else ''}; `talaria resume` lets it go on")
+
+
+@main.command()
+@_kind
+@click.argument("target", required=False, default="")
+@click.pass_context
+def resume(context: click.Context, kind: str, target: str) -> None:
+    """Let go on what was paused."""
+    home = checked_home(context)
+    home.operations.resume(kind, target, actor=actor(), now=home.clock())
+    click.echo(f"goes on: {kind}{f' to {target}' if target else ''}")
 
 
 @main.group()

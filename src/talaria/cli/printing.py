@@ -4,11 +4,14 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from talaria.model.job import Job, Priority
+
+if TYPE_CHECKING:
+    from talaria.store.operations import Pause
 
 
 def print_jobs(items: Sequence[Job], *, empty: str = "No job.") -> None:
@@ -24,6 +27,15 @@ def print_jobs(items: Sequence[Job], *, empty: str = "No job.") -> None:
         ],
         empty=empty,
     )  # fmt: skip
+
+
+def print_paused(paused: Sequence["Pause"]) -> None:
+    """What is stopped, under a table that it explains; nothing where all goes on."""
+    if not paused:
+        return
+    click.echo("")
+    for pause in paused:
+        click.echo(cell(f"paused {ago(pause.since)}: {pause}"))
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, empty: str = "Nothing.") -> None:

@@ -18,6 +18,7 @@ from talaria.dimse import negotiation, pdu
 from talaria.dimse.command import Command, Field, Status
 from talaria.dimse.negotiation import Agreement, Rejection
 from talaria.dimse.pdu import ProtocolError, Reason
+from talaria.failpoint import failpoint
 from talaria.model.dicom import UID, Origin
 from talaria.model.errors import Mismatch, NoRoom, NotAnInstance
 from talaria.model.ulid import ulid
@@ -476,7 +477,9 @@ class Conversation:
             return
         answer = dimse.response(request, self._status, comment=self._comment)
         # the context is the request's: nothing else can have come in between
+        failpoint("acceptor.answer.ready")
         self._socket.sendall(pdu.command_pdus(self._machine.context_id, answer, max_length=self._agreement.max_length))
+        failpoint("acceptor.answer.sent")
         if request.field == Field.C_STORE_RQ:
             self._count()
 

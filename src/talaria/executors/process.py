@@ -20,6 +20,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, PrivateAttr
 
+from talaria.failpoint import failpoint
 from talaria.model.errors import NoRoom, Permanent, Transient
 from talaria.model.extensions import Executor, Exit, Limits, Run, Stop, Stopped
 from talaria.model.quantity import Span
@@ -74,6 +75,7 @@ class Process(Executor):
         try:
             _make_folders(run)
             child = _start(self.argv(run), run, token=token)
+            failpoint("process.run.started")
         except OSError as error:
             kind = NoRoom if error.errno in _NO_ROOM else Transient
             words = os.strerror(error.errno or 0).lower()

@@ -73,7 +73,7 @@ class Config(BaseModel):
     allow_plain_http: bool = False
     """Whether the pages may be served without TLS on an address that others can reach."""
     metrics_open: bool = False
-    """Whether /metrics needs no token; there is none in this version."""
+    """Whether /metrics, which names no patient, is told without a token."""
     receiver_processes: Annotated[int, Field(ge=1, le=64)] = 1
     """How many processes receive, on one port."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

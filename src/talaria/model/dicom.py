@@ -166,6 +166,14 @@ class Tags(Mapping[str, str]):
         """What `to_json` wrote."""
         return cls(json.loads(text))
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(
+            cls,
+            core_schema.dict_schema(core_schema.str_schema(), core_schema.nullable_schema(core_schema.str_schema())),
+            serialization=core_schema.plain_serializer_function_ser_schema(cls.as_document),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:

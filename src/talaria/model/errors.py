@@ -3,7 +3,8 @@ The errors that Talaria raises on purpose; anything else is a bug, and the job t
 
     TalariaError
     ├── ConfigError             what a person wrote is wrong: file, rulebook, argument
-    │   └── RuleError           the same, at a column of a rule
+    │   ├── RuleError           the same, at a column of a rule
+    │   └── WrongSchema         the ledger is of another version of Talaria
     ├── Transient               may pass by itself: try again later
     │   ├── Congested           the peer said so, perhaps with a time to come back
     │   ├── NoRoom              the disk, its inodes or a quota is full (A700)
@@ -27,6 +28,10 @@ class TalariaError(Exception):
 
 class ConfigError(TalariaError):
     """What a person wrote is wrong; says where and what to do."""
+
+
+class WrongSchema(ConfigError):
+    """The ledger's schema is older or newer than this code's; no service may touch it."""
 
 
 @dataclass(frozen=True, kw_only=True)

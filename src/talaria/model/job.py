@@ -25,6 +25,26 @@ class Priority(IntEnum):
     OFFPEAK = 2
 
 
+#: How much longer a job must have waited to go before an urgent one: an hour if it is normal, five if off-peak.
+HANDICAP: Mapping[Priority, timedelta] = MappingProxyType(
+    {Priority.URGENT: timedelta(0), Priority.NORMAL: timedelta(hours=1), Priority.OFFPEAK: timedelta(hours=5)}
+)
+
+
+def turn(priority: Priority, due: datetime) -> datetime:
+    """
+    When a job's turn is: of those that may be done now, the one whose turn is earliest goes first.
+
+    The urgent go before the normal and those before the off-peak, but nothing starves: what is made later than
+    a job's turn goes after it, however urgent.
+
+    >>> noon = datetime(2026, 3, 29, 12)
+    >>> turn(Priority.NORMAL, noon) < turn(Priority.URGENT, noon + timedelta(minutes=61))
+    True
+    """
+    return due + HANDICAP[priority]
+
+
 class State(StrEnum):
     """Where a job stands."""
 

@@ -10,6 +10,9 @@ from talaria.model.errors import NotAnInstance
 IMPLEMENTATION_CLASS_UID = "2.25.113218430158721649213771208395601173249"
 IMPLEMENTATION_VERSION_NAME = "TALARIA_0_1"
 
+#: Says that the private information of a file is ours: the rule that was asked for by name (PS3.10 table 7.1-1).
+_PRIVATE_CREATOR = IMPLEMENTATION_CLASS_UID + ".1"
+
 #: Bytes that are enough to read any file meta information we accept.
 META_LIMIT_BYTES = 64 * 1024
 
@@ -38,6 +41,8 @@ class FileMeta:
     """(0002,0026) Source Presentation Address."""
     receiving_address: str = ""
     """(0002,0028) Receiving Presentation Address."""
+    forced: str = ""
+    """(0002,0102) Private Information, where (0002,0100) says that it is ours: the rule asked for by name."""
 
 
 _FIELDS = {
@@ -50,6 +55,10 @@ _FIELDS = {
     0x0026: "source_address",
     0x0028: "receiving_address",
 }
+
+
+#: Private Information Creator UID and Private Information.
+_PRIVATE = (0x0100, 0x0102)
 
 
 def parse_meta(head: bytes) -> FileMeta:
@@ -68,6 +77,7 @@ def parse_meta(head: bytes) -> FileMeta:
     if head[128:132] != b"DICM":
         raise NotAnInstance("no DICM prefix at byte 128: not a DICOM Part 10 file")
     values: dict[str, str] = {}
+    private: dict[int, str] = {}
     at = 132
     end = _declared_end(head) if IMPLEMENTATION_CLASS_UID.encode() in head[132:1024] else -1
     while head[at : at + 2] == b"\x02\x00" and at != end:
@@ -75,9 +85,13 @@ def parse_meta(head: bytes) -> FileMeta:
         field = _FIELDS.get(element)
         if field:
             values[field] = head[at : at + length].decode("latin-1").rstrip("\0 ")
+        elif element in _PRIVATE:
+            private[element] = head[at : at + length].decode("utf-8", "replace").rstrip("\0 ")
         at += length
     if not values.get("transfer_syntax_uid"):
         raise NotAnInstance("file meta information names no transfer syntax (0002,0010)")
+    if private.get(_PRIVATE[0]) == _PRIVATE_CREATOR:
+        values["forced"] = private.get(_PRIVATE[1], "")
     return FileMeta(offset=at, **{"sop_class_uid": "", "sop_instance_uid": "", **values})
 
 
@@ -117,6 +131,9 @@ def build_meta(meta: FileMeta) -> bytes:
         for number in sorted(texts)
         if texts[number]
     )
+    if meta.forced:
+        body.append(_write(_PRIVATE[0], b"UI", _PRIVATE_CREATOR.encode()))
+        body.append(_write(_PRIVATE[1], b"OB", meta.forced.encode()))
     joined = b"".join(body)
     return bytes(128) + b"DICM" + _write(0x0000, b"UL", struct.pack("<I", len(joined))) + joined
 

@@ -4,7 +4,8 @@ From what is known of a series or a study, and a rulebook, to what is to be done
 A series is asked about rule by rule, each once, when it has been quiet for that rule's time. Rules that match open
 cases: a series rule its own, closed at once; a study rule one for the study, which collects until the study is
 complete. Closing a case makes jobs over *portions*: the instances that a series had got since it was last closed
-over. What comes later is a new portion, and a supplement to the same case.
+over. What comes later is a new portion, and a supplement to the same case. What a person decides instead of the
+rules is planned by `route_series` and `route_study`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from enum import StrEnum
 
 from talaria.model.completion import Wait, series_verdict, study_verdict
 from talaria.model.dicom import Series, Tags
-from talaria.model.errors import ConfigError, RuleError
+from talaria.model.errors import ConfigError, Refused, RuleError
 from talaria.model.job import Extent, Kind, Priority
 from talaria.model.rulebook import Action, Collect, Late, Rule, Rulebook, Trigger
 from talaria.model.rules import Context
@@ -67,6 +68,10 @@ class SeriesView:
     """Of every series of the study so far, this one included."""
     sent: Mapping[str, int]
     """The last portion that a dispatch job of this series' own cases has, by target."""
+    forced: str = ""
+    """The rule that takes it whatever the others say."""
+    held: str = ""
+    """Why no rule is asked until a person decides."""
 
     @property
     def last(self) -> int:
@@ -89,6 +94,8 @@ class Member:
     """A rule discarded it: no case may send it."""
     is_match: bool
     """Its own tags matched the rule."""
+    is_held: bool = False
+    """A person has to decide first: no case may send it."""
 
     @property
     def last(self) -> int:
@@ -118,6 +125,8 @@ class Opening:
     state: CaseState
     reason: str
     is_study: bool = False
+    anew: bool = False
+    """Where the case is there, whatever its state: it begins again. Else only one that has nothing does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +169,10 @@ class Plan:
     """When the study's cases are to be looked at, if this changes anything for them."""
     fired: tuple[str, ...] = ()
     """Rules that matched now."""
+    dismissed: Mapping[int, str] = field(default_factory=dict)
+    """Cases that end here and cover nothing any more, by id -> why."""
+    is_decided: bool = False
+    """A person chose: what was forced or held of the series is over."""
 
 
 # -- a series --
@@ -180,10 +193,61 @@ def plan_series(
         now: Against which quiet time is measured.
         watched: As for `series_verdict`.
     """
+    if view.held:
+        return _hold(view, active, now, watched)
     plan = Plan(due=None, asked=view.asked, settled=view.settled)
-    if not view.settled:
+    if view.forced and _case_of(view, view.forced) is None:
+        plan = _force(plan, view, active, now, watched)
+    elif not view.settled:
         plan = _ask(plan, view, active, revisions, now, watched)
     return _supplement(plan, view, active, revisions, now, watched)
+
+
+def _hold(view: SeriesView, book: Rulebook, now: datetime, watched: timedelta) -> Plan:
+    """A held case instead of an answer; the rules are asked once a person has released it."""
+    plan = Plan(due=None, asked=view.asked, settled=view.settled)
+    quiet = book.settings.series_quiet
+    verdict = series_verdict(view.series.last_received, quiet=quiet, now=now, watched=watched)
+    if isinstance(verdict, Wait):
+        return replace(plan, due=verdict.until)
+    return _keep_back(plan, view, book, reason=view.held, why=verdict.why)
+
+
+def _keep_back(plan: Plan, view: SeriesView, book: Rulebook, *, reason: str, why: str) -> Plan:
+    opening = Opening(rule="", revision=book.number, state=CaseState.HELD, reason=reason)
+    return replace(
+        plan, why=why, close=frozenset({view.series.id}), settled=True, openings=(opening,),
+        covered={("", False, view.series.id): view.last},
+    )  # fmt: skip
+
+
+def _force(plan: Plan, view: SeriesView, book: Rulebook, now: datetime, watched: timedelta) -> Plan:
+    """One rule was asked for by name: it takes the series, unasked, when it is quiet; no other is asked."""
+    rule = next((rule for rule in book.rules if rule.name == view.forced), None)
+    quiet = book.quiet_of(rule) if rule else book.settings.series_quiet
+    verdict = series_verdict(view.series.last_received, quiet=quiet, now=now, watched=watched)
+    if isinstance(verdict, Wait):
+        return replace(plan, due=verdict.until)
+    if rule is None:
+        gone = f"rule '{view.forced}' was asked for by name, but is not in revision {book.number}; route it to another"
+        return _keep_back(plan, view, book, reason=gone, why=verdict.why)
+    if rule.action is Action.DISCARD:
+        return replace(_discard(plan, view, book, rule), why=verdict.why)
+    plan = replace(
+        plan, why=verdict.why, close=frozenset({view.series.id}), asked=_names(book) | view.asked, settled=True,
+        openings=(_opening(rule, book.number),), fired=(rule.name,), wake=now,
+    )  # fmt: skip
+    return _open(plan, view, [rule], book)
+
+
+def _names(book: Rulebook) -> frozenset[str]:
+    return frozenset(rule.name for rule in book.rules)
+
+
+def _case_of(view: SeriesView, rule: str) -> CaseView | None:
+    """The case of a rule that has the series now, its own or its study's."""
+    standing = (case for case in view.cases if case.rule == rule and case.covered is not None)
+    return next((case for case in standing if case.state is not CaseState.CLEANED), None)
 
 
 def _ask(plan: Plan, view: SeriesView, book: Rulebook, revisions: Revisions, now: datetime, watched: timedelta) -> Plan:
@@ -313,9 +377,8 @@ def _discard(plan: Plan, view: SeriesView, book: Rulebook, rule: Rule) -> Plan:
     opening = Opening(
         rule=rule.name, revision=book.number, state=CaseState.DISCARDED, reason=f"discarded by rule '{rule.name}'"
     )
-    names = frozenset(rule.name for rule in book.rules)
     return replace(
-        plan, close=frozenset({view.series.id}), asked=view.asked | names, settled=True, due=None,
+        plan, close=frozenset({view.series.id}), asked=view.asked | _names(book), settled=True, due=None,
         openings=(opening,), fired=(rule.name,), covered={(rule.name, False, view.series.id): view.last},
     )  # fmt: skip
 
@@ -449,7 +512,7 @@ def _supplement_case(
 
 def _is_discarded(plan: Plan, view: SeriesView) -> bool:
     """Whether a rule discards the series; that wins over the rules that took it before."""
-    states = [(case.state, case.rule) for case in view.cases]
+    states = [(case.state, case.rule) for case in view.cases if case.id not in plan.dismissed]
     states += [(opening.state, opening.rule) for opening in plan.openings]
     return any(state is CaseState.DISCARDED and rule != "" for state, rule in states)
 
@@ -475,10 +538,12 @@ def plan_study(view: StudyView, *, revisions: Revisions, now: datetime, watched:
         return Plan(due=None, openings=(held,))
     rule = book.rule(view.case.rule)
     members = [m for m in view.members if not m.is_discarded and (rule.collect is Collect.STUDY or m.is_match)]
+    is_waited_for = any(member.is_held for member in members)
+    members = [member for member in members if not member.is_held]
     pending = [m for m in members if m.last > m.covered]
     unsettled = any(not member.settled for member in view.members)
     if not pending:
-        is_over = not unsettled and view.case.state is CaseState.COLLECTING
+        is_over = not unsettled and not is_waited_for and view.case.state is CaseState.COLLECTING
         return Plan(due=None, settled=is_over, why="every series of it was discarded" if is_over else "")
     verdict = study_verdict(
         max(member.last_received for member in members),
@@ -507,4 +572,87 @@ def _close_study(view: StudyView, rule: Rule, members: Sequence[Member], *, why:
         jobs=tuple(jobs),
         covered={(view.case.rule, True, member.series_id): member.last for member in members},
         supplemented=frozenset({(view.case.rule, True)}) if again else frozenset(),
+    )
+
+
+# -- what a person decides --
+
+
+#: What a person's choice puts an end to.
+_STOPPED = frozenset({CaseState.DISCARDED, CaseState.HELD})
+
+
+def route_series(view: SeriesView, rule: Rule, *, book: Rulebook, actor: str, now: datetime, whole: bool) -> Plan:
+    """
+    Take a series to a rule that a person chose, complete or not, whatever the rule says of it.
+
+    What discards or holds it ends. Where the rule took it before, only what is not in a portion yet goes. Rules that
+    were not asked yet still are, unless the series was held.
+
+    Args:
+        view: The series as it stands.
+        rule: Of *book*: a series rule, or one that discards.
+        book: The one that runs.
+        actor: Who chose.
+        now: When.
+        whole: Whether the choice is for the whole study, so that its held study cases end, too.
+
+    Raises:
+        Refused: The rule has all of it.
+    """
+    reason = f"routed to rule '{rule.name}' by {actor}"
+    before = _own_case(view, rule.name)
+    if before is not None and before.state is not CaseState.HELD and (before.covered or 0) >= view.last:
+        raise Refused(f"rule '{rule.name}' has all of series {view.series.series_instance_uid} already")
+    ended = {
+        case.id: reason
+        for case in view.cases
+        if (whole or not case.is_study) and case.rule != rule.name and case.state in _STOPPED
+    }
+    plan = Plan(
+        due=now, why=reason, close=frozenset({view.series.id}), asked=view.asked | {rule.name},
+        settled=view.settled or bool(view.held), fired=(rule.name,), wake=now, is_decided=True, dismissed=ended,
+    )  # fmt: skip
+    if before is not None and before.state is CaseState.CLOSED:
+        unheld = rule if rule.late is not Late.HOLD else replace(rule, late=Late.NEW)
+        return _supplement_case(plan, view, replace(before, revision=book.number), unheld, trouble="", why=reason)
+    if rule.action is Action.DISCARD:
+        opening = replace(_discard(plan, view, book, rule).openings[0], reason=f"discarded: {reason}", anew=True)
+        return replace(_discard(plan, view, book, rule), openings=(opening,))
+    return _open(replace(plan, openings=(replace(_opening(rule, book.number), anew=True),)), view, [rule], book)
+
+
+def _own_case(view: SeriesView, rule: str) -> CaseView | None:
+    """The case of a rule over this series alone, if it has it now."""
+    own = (case for case in view.cases if case.rule == rule and not case.is_study and case.covered is not None)
+    return next((case for case in own if case.state is not CaseState.CLEANED), None)
+
+
+def route_study(view: StudyView, rule: Rule, *, book: Rulebook, actor: str) -> Plan:
+    """
+    Take a study to a study rule that a person chose: one case with every member, closed now.
+
+    Raises:
+        Refused: The rule has all of it.
+    """
+    begun = view.case.state in {CaseState.CLOSED, CaseState.HELD}
+    covered = {m.series_id: m.covered if begun else 0 for m in view.members}
+    if view.case.state is CaseState.CLOSED and all(m.last <= covered[m.series_id] for m in view.members):
+        raise Refused(f"rule '{rule.name}' has all of the study already")
+    again = any(covered.values())
+    unheld = rule if rule.late is not Late.HOLD else replace(rule, late=Late.NEW)
+    jobs = _jobs(
+        unheld, book.number, supplement=view.case.supplement + 1 if again else 0, sent=view.sent,
+        lasts={m.series_id: m.last for m in view.members}, covered=covered,
+    )  # fmt: skip
+    return Plan(
+        due=None,
+        why=f"routed to rule '{rule.name}' by {actor}",
+        settled=True,
+        close=frozenset(member.series_id for member in view.members if member.fresh),
+        jobs=tuple(jobs),
+        covered={(rule.name, True, member.series_id): member.last for member in view.members},
+        supplemented=frozenset({(rule.name, True)}) if again else frozenset(),
+        fired=(rule.name,),
+        is_decided=True,
     )

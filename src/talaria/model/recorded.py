@@ -50,6 +50,41 @@ MERCURE_NAMES: tuple[str, ...] = (
     "Filename",
 )
 
+#: What is kept of a series for ever, for those who count and compare (the columns of mercure's dicom_series), and
+#: what names it; the other tags go when nobody asks rules of them any more.
+LASTING_NAMES: tuple[str, ...] = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "StudyID",
+    "StudyInstanceUID",
+    "StudyDescription",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "SeriesDescription",
+    "AcquisitionDate",
+    "AcquisitionTime",
+    "Modality",
+    "BodyPartExamined",
+    "ProtocolName",
+    "CodeValue",
+    "CodeMeaning",
+    "SequenceName",
+    "ScanningSequence",
+    "SequenceVariant",
+    "SliceThickness",
+    "ContrastBolusAgent",
+    "Manufacturer",
+    "ManufacturerModelName",
+    "MagneticFieldStrength",
+    "DeviceSerialNumber",
+    "SoftwareVersions",
+    "StationName",
+)
+
 #: What the association tells of an instance; never in its data set, added by whoever knows its `Origin`.
 ASSOCIATION_NAMES: tuple[str, ...] = ("SenderAET", "ReceiverAET", "SenderAddress")
 

@@ -48,6 +48,17 @@ class Retention(BaseModel):
             case _:
                 return None
 
+    @property
+    def least(self) -> timedelta | None:
+        """
+        What ended more recently is kept, however it ended; None where all is kept for ever.
+
+        >>> Retention(done="12h").least
+        datetime.timedelta(seconds=43200)
+        """
+        given = [kept for kept in (self.discarded, self.done, self.failed, self.held) if kept is not None]
+        return min(given, default=None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
@@ -99,12 +110,17 @@ def to_make_room(
     return tuple(_until_enough(_oldest_first(candidates), needed_bytes=needed_bytes, retention=retention))
 
 
+def is_expendable(case: Candidate, *, retention: Retention) -> bool:
+    """Whether a case may go before its time when the disk is full."""
+    return case.state in EXPENDABLE and retention.of(case.state) is not None
+
+
 def _until_enough(candidates: Iterable[Candidate], *, needed_bytes: int, retention: Retention) -> Iterator[Candidate]:
     freed = 0
     for case in candidates:
         if freed >= needed_bytes:
             return
-        if case.state in EXPENDABLE and retention.of(case.state) is not None:
+        if is_expendable(case, retention=retention):
             freed += case.size_bytes
             yield case
 
@@ -116,6 +132,27 @@ def _oldest_first(candidates: Iterable[Candidate]) -> list[Candidate]:
 def _is_over(case: Candidate, *, retention: Retention, now: datetime) -> bool:
     kept = retention.of(case.state)
     return kept is not None and now - case.ended >= kept
+
+
+class JumpWatch:
+    """Whether the wall clock is ground enough to delete on, look by look; a jump is never forgotten."""
+
+    def __init__(self) -> None:
+        self._anchor: tuple[datetime, timedelta] | None = None
+
+    def trusts(self, now: datetime, *, uptime: timedelta, last_event: datetime | None) -> bool:
+        """
+        As `clock_is_trusted`, from the first look at which the wall clock was not behind the last event.
+
+        Args:
+            now: The wall clock; UTC.
+            uptime: A clock that never jumps, the sleep of the machine counted.
+            last_event: When the last event was written down, if there was one.
+        """
+        if self._anchor is None and (last_event is None or last_event <= now):
+            self._anchor = (now, uptime)
+        wall, boot = self._anchor or (now, uptime)
+        return clock_is_trusted(wall=now - wall, monotonic=uptime - boot, now=now, last_event=last_event)
 
 
 #: An event written between asking for the time and asking for the last event, on whatever host, is no jump.

@@ -25,7 +25,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 def main(arguments: list[str], environment: Mapping[str, str]) -> int:
     """
-    Run a module on its folders; 0, or 1 with the reason as the last line on stderr.
+    Run a module on its folders; 0, or 1 with the reason as the last line on stderr, 75 where only room is missing.
 
     Args:
         arguments: The module's name.
@@ -37,6 +37,8 @@ def main(arguments: list[str], environment: Mapping[str, str]) -> int:
         return _failed("out of memory")
     except OSError as error:
         words = os.strerror(error.errno or 0).lower()
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return _failed(f"no room for a file: {words}", code=os.EX_TEMPFAIL)
         return _failed(
             "out of memory" if error.errno == errno.ENOMEM else f"a file could not be read or written: {words}"
         )
@@ -45,10 +47,10 @@ def main(arguments: list[str], environment: Mapping[str, str]) -> int:
     return 0
 
 
-def _failed(reason: str) -> int:
+def _failed(reason: str, *, code: int = 1) -> int:
     sys.stdout.flush()
     sys.stderr.write(f"{reason}\n")
-    return 1
+    return code
 
 
 def _run(arguments: list[str], environment: Mapping[str, str]) -> None:

@@ -6,9 +6,10 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from talaria.failpoint import failpoint
 from talaria.model.errors import NoRoom
-from talaria.model.retention import Candidate, Retention, clock_is_trusted, expired, to_make_room
-from talaria.store.cleaning import Cleaning
+from talaria.model.retention import Candidate, JumpWatch, Retention, expired, is_expendable, to_make_room
+from talaria.store.cleaning import Cleaning, Place
 from talaria.store.revisions import Rulebooks
 from talaria.store.spool import Spool
 
@@ -19,8 +20,12 @@ _EVERY = timedelta(minutes=1)
 _WATERMARK = 0.90
 
 
+#: Of what has ended; one step looks at no more, and the next goes on there: it costs the same however much is kept.
+_PAGES = 10
+
+
 class Cleaner:
-    """One step looks over all that has ended."""
+    """One step looks over some of what has ended, those that last grew longest ago first."""
 
     name = "cleaner"
     lanes = 1
@@ -36,11 +41,12 @@ class Cleaner:
     ) -> None:
         self._cleaning, self._rulebooks, self._spool, self._watermark = cleaning, rulebooks, spool, watermark
         self._uptime = uptime or _since_boot
-        self._anchor: tuple[datetime, timedelta] | None = None
+        self._watch = JumpWatch()
         self._due: datetime | None = None
+        self._place: Place | None = None
 
     def step(self, now: datetime) -> bool:
-        """Look over everything once a minute; never more to do at once."""
+        """Look once a minute; never more to do at once."""
         if self._due is not None and self._due - _EVERY <= now < self._due:
             return False
         self._due = now + _EVERY
@@ -62,33 +68,44 @@ class Cleaner:
         return _EVERY if self._due is None else max(self._due - now, timedelta(0))
 
     def _is_clock_trusted(self, now: datetime) -> bool:
-        """Against the first look at which the wall clock was not behind the last event; a jump is never forgotten."""
-        last = self._cleaning.last_event()
-        if self._anchor is None and (last is None or last <= now):
-            self._anchor = (now, self._uptime())
-        wall, boot = self._anchor or (now, self._uptime())
-        return clock_is_trusted(wall=now - wall, monotonic=self._uptime() - boot, now=now, last_event=last)
+        return self._watch.trusts(now, uptime=self._uptime(), last_event=self._cleaning.last_event())
 
     def _clean(self, now: datetime) -> None:
         retention = self._rulebooks.running().settings.retention
-        ended = self._ended(retention, now)
-        for candidate in expired(ended, retention=retention, now=now, is_clock_trusted=True):
+        for candidate in expired(self._ended(retention, now), retention=retention, now=now, is_clock_trusted=True):
             self._mark(candidate, "retention is over", now)
         self._remove_files()  # before looking how much room is still needed
         needed = self._needed_bytes()
         if needed > 0:
-            rest = self._ended(retention, now)
-            for candidate in to_make_room(rest, needed_bytes=needed, retention=retention, is_clock_trusted=True):
+            for candidate in self._oldest(needed, retention, now):
                 self._mark(candidate, "the disk is nearly full", now)
         self._remove_files()
 
     def _ended(self, retention: Retention, now: datetime) -> list[Candidate]:
+        """Some of what may be over by its age; the next step goes on after it, and begins anew at the end."""
         found: list[Candidate] = []
-        after: int | None = 0
-        while after is not None:
-            some, after = self._cleaning.candidates(spool=self._spool.name, before=now, after=after)
+        if retention.least is None:
+            return found
+        for _ in range(_PAGES):
+            some, self._place = self._cleaning.candidates(
+                spool=self._spool.name, before=now - retention.least, after=self._place
+            )
             found += some
+            if self._place is None:
+                break
         return found
+
+    def _oldest(self, needed_bytes: int, retention: Retention, now: datetime) -> tuple[Candidate, ...]:
+        """What goes before its time: read only until nothing that was not read can have ended earlier."""
+        found: list[Candidate] = []
+        after: Place | None = None
+        while True:
+            some, after = self._cleaning.candidates(spool=self._spool.name, before=now, after=after)
+            found += [candidate for candidate in some if is_expendable(candidate, retention=retention)]
+            sure = found if after is None else [candidate for candidate in found if candidate.ended <= after.moment]
+            going = to_make_room(sure, needed_bytes=needed_bytes, retention=retention, is_clock_trusted=True)
+            if after is None or sum(candidate.size_bytes for candidate in going) >= needed_bytes:
+                return going
 
     def _needed_bytes(self) -> int:
         total, free = self._spool.capacity()
@@ -102,16 +119,22 @@ class Cleaner:
 
     def _remove_files(self) -> None:
         """What is marked goes; a file that does not go is tried again, and stops no other."""
-        for series_id, instance_ids in self._cleaning.condemned(spool=self._spool.name).items():
-            left = 0
-            for instance_id in instance_ids:
-                try:
-                    self._spool.drop(instance_id)
-                except OSError as error:
-                    left += 1
-                    log.warning("a file cannot be removed", instance=instance_id, reason=error.strerror)
-            if not left:
-                self._cleaning.gone(series_id)
+        after = 0
+        while condemned := self._cleaning.condemned(spool=self._spool.name, after=after):
+            after = max(condemned)
+            for series_id, instance_ids in condemned.items():
+                if all([self._removes(instance_id) for instance_id in instance_ids]):  # noqa: C419 - each is tried
+                    failpoint("cleaner.series.empty")
+                    self._cleaning.gone(series_id)
+
+    def _removes(self, instance_id: str) -> bool:
+        try:
+            self._spool.drop(instance_id)
+            failpoint("cleaner.file.removed")
+        except OSError as error:
+            log.warning("a file cannot be removed", instance=instance_id, reason=error.strerror)
+            return False
+        return True
 
 
 def _since_boot() -> timedelta:

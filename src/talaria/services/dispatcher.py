@@ -3,18 +3,19 @@
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import structlog
 
-from talaria.model.errors import ConfigError, Permanent, Transient
+from talaria.failpoint import failpoint
+from talaria.model.errors import ConfigError, LedgerAway, Permanent, Transient
 from talaria.model.extensions import Delivery, Outcome, Stopped
 from talaria.model.job import Kind, Patience
 from talaria.model.rulebook import Rulebook, TargetEntry
-from talaria.services.loop import Clock, Done, Heart, Pulse, is_off_peak, perform, wall_clock
-from talaria.store.deliveries import Deliveries
+from talaria.services.loop import Books, Clock, Done, Heart, Pulse, is_off_peak, perform, wall_clock
+from talaria.store.deliveries import Deliveries, Noted, Prepared, Tally
 from talaria.store.jobs import Claim, Jobs
 from talaria.store.revisions import Rulebooks
 from talaria.store.spool import Spool
@@ -61,7 +62,7 @@ class Dispatcher:
 
     def step(self, now: datetime) -> bool:
         """Deliver the next job that is due and whose target has room; whether there may be more."""
-        claim = self._claim(now)
+        claim = self._claim(now) if self._heart.books.catch_up() else None
         if claim is None:
             return False
         target = claim.job.target or ""
@@ -108,17 +109,18 @@ class Dispatcher:
             raise Transient(
                 f"target '{claim.job.target}' is missing from the running rulebook; add it, and this goes on"
             )
-        delivery, lost = self._deliveries.prepare(claim, locate=self._locate)
-        self._deliveries.record(delivery, lost, now=self._clock(), seconds=0.0, size_bytes=0)
-        recorder = _Recorder(self._deliveries, delivery, clock=self._clock)
+        prepared = self._deliveries.prepare(claim, locate=self._locate)
+        recorder = _Recorder(prepared, books=self._heart.books, clock=self._clock)
+        failpoint("dispatcher.delivery.prepared")
         try:
-            if self._is_wanted(delivery):
-                _follow(entry.plug.deliver(delivery), recorder, pulse)
+            if _is_wanted(prepared):
+                _follow(entry.plug.deliver(prepared.delivery), recorder, pulse)
+            failpoint("dispatcher.delivery.answered")
         except ConfigError as error:
             raise Permanent(f"target '{claim.job.target}': {error}") from error
         finally:
             recorder.flush()
-        return self._judge(delivery)
+        return _judge(self._tally(prepared.delivery, recorder))
 
     def _locate(self, instance_id: str) -> Path:
         """
@@ -134,19 +136,26 @@ class Dispatcher:
             self._spool.check()
             raise
 
-    def _is_wanted(self, delivery: Delivery) -> bool:
-        """Whether the target has work: with no parcel left it may still have to finish what it was given before."""
-        if delivery.parcels:
-            return True
-        return delivery.total > 0 and not self._deliveries.tally(delivery).failed
+    def _tally(self, delivery: Delivery, recorder: "_Recorder") -> Tally:
+        """As the ledger has it; as we know while it is away, or has not got all."""
+        if not self._heart.books.is_behind:
+            with suppress(LedgerAway):
+                return self._deliveries.tally(delivery)
+        return recorder.tally()
 
-    def _judge(self, delivery: Delivery) -> Done:
-        tally = self._deliveries.tally(delivery)
-        if tally.failed:
-            raise Permanent(f"{tally.failed} of {tally.total} instances cannot be delivered: {tally.reason}")
-        if tally.there < tally.total:
-            raise Transient(f"{tally.total - tally.there} of {tally.total} instances were not answered for")
-        return Done()
+
+def _is_wanted(prepared: Prepared) -> bool:
+    """Whether the target has work: with no parcel left it may still have to finish what it was given before."""
+    delivery, lost, before = prepared
+    return bool(delivery.parcels) or (delivery.total > 0 and not before.after(lost).failed)
+
+
+def _judge(tally: Tally) -> Done:
+    if tally.failed:
+        raise Permanent(f"{tally.failed} of {tally.total} instances cannot be delivered: {tally.reason}")
+    if tally.there < tally.total:
+        raise Transient(f"{tally.total - tally.there} of {tally.total} instances were not answered for")
+    return Done()
 
 
 def _room(book: Rulebook, target: str) -> int:
@@ -168,35 +177,50 @@ def _follow(outcomes: Iterator[Outcome], recorder: "_Recorder", pulse: Pulse) ->
 
 
 class _Recorder:
-    """Gathers outcomes and writes them down by the second."""
+    """Gathers outcomes and writes them down by the second, in the journal while the ledger is away."""
 
-    def __init__(self, deliveries: Deliveries, delivery: Delivery, *, clock: Clock) -> None:
-        self._deliveries, self._delivery, self._clock = deliveries, delivery, clock
-        self._sizes = {parcel.instance_id: parcel.size_bytes for parcel in delivery.parcels}
-        self._waiting: list[Outcome] = []
+    def __init__(self, prepared: Prepared, *, books: Books, clock: Clock) -> None:
+        self._prepared, self._books, self._clock = prepared, books, clock
+        self._sizes = {parcel.instance_id: parcel.size_bytes for parcel in prepared.delivery.parcels}
+        self._last = {outcome.instance_id: outcome for outcome in prepared.lost}
+        self._waiting = list(prepared.lost)
         self._since = clock()
+        self.flush()
+
+    def tally(self) -> Tally:
+        """How the delivery stands as far as we know."""
+        return self._prepared.before.after(self._last.values())
 
     def note(self, *outcomes: Outcome) -> None:
         """Take outcomes; written down when many or old. One of an instance that was not handed over counts for none."""
         strange = [outcome.instance_id for outcome in outcomes if outcome.instance_id not in self._sizes]
         if strange:
             log.error(
-                "target answered for what it was not given", job=self._delivery.job_id, instances=len(strange),
-                first=strange[0],
+                "target answered for what it was not given", job=self._prepared.delivery.job_id,
+                instances=len(strange), first=strange[0],
             )  # fmt: skip
-        self._waiting += [outcome for outcome in outcomes if outcome.instance_id in self._sizes]
+        found = [outcome for outcome in outcomes if outcome.instance_id in self._sizes]
+        self._waiting += found
+        self._last |= {outcome.instance_id: outcome for outcome in found}
+        failpoint("dispatcher.outcome.noted")
         if len(self._waiting) >= _RECORD_COUNT or self._clock() - self._since >= _RECORD_EVERY:
             self.flush()
 
     def flush(self) -> None:
-        """Write down what waits."""
-        now = self._clock()
+        """
+        Write down what waits.
+
+        Raises:
+            NoRoom: Neither the ledger nor the journal can take it now; it is kept for them.
+        """
+        now, delivery = self._clock(), self._prepared.delivery
         found, self._waiting = self._waiting, []
-        self._deliveries.record(
-            self._delivery,
-            found,
-            now=now,
-            seconds=max(0.0, (now - self._since).total_seconds()),
-            size_bytes=sum(self._sizes.get(o.instance_id, 0) for o in found if o.standing.is_there),
-        )
+        if found:
+            self._books.note(
+                Noted(
+                    delivery_id=delivery.id, job_id=delivery.job_id, attempt=delivery.attempt, found=tuple(found),
+                    time=now, seconds=max(0.0, (now - self._since).total_seconds()),
+                    size_bytes=sum(self._sizes.get(o.instance_id, 0) for o in found if o.standing.is_there),
+                )
+            )  # fmt: skip
         self._since = now

@@ -2,9 +2,10 @@
 
 import random
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -12,12 +13,25 @@ from typing import Protocol
 import structlog
 from sqlalchemy import Connection
 
-from talaria.model.errors import ConfigError, Congested, LedgerAway, NoRoom, Overtaken, Permanent, Refused, Transient
+from talaria.model.errors import (
+    ConfigError,
+    Congested,
+    LedgerAway,
+    NoRoom,
+    Overtaken,
+    Permanent,
+    Refused,
+    TalariaError,
+    Transient,
+)
 from talaria.model.extensions import Stopped
 from talaria.model.job import Event, Patience, deferral
 from talaria.model.rulebook import Rulebook
+from talaria.store.deliveries import Noted
 from talaria.store.jobs import LEASE, Claim, Jobs, NewJob
+from talaria.store.journal import Ended, Entry, Journal, Leftover, Replay
 from talaria.store.ledger import Ledger
+from talaria.store.results import Made, RunRecord, follow_ups
 from talaria.store.workers import is_dead, is_here
 
 log = structlog.get_logger()
@@ -26,11 +40,13 @@ Clock = Callable[[], datetime]
 
 #: An idle lane looks again at least this often, whatever it was told.
 _LONGEST_NAP = timedelta(seconds=2)
-#: How often a process asks whether another one committed something.
+#: How long a process listens for news before it sees to its lanes.
 _WATCH = timedelta(milliseconds=50)
 #: However old, a job that may pass is tried so often before it fails.
 _LEAST_ATTEMPTS = 5
 _AFTER_A_BUG = timedelta(seconds=1)
+#: A ledger that stays away is tried less and less often, but at least so often.
+_LONGEST_AWAY = timedelta(seconds=5)
 _MOST_CAUSES = 4
 
 
@@ -103,6 +119,10 @@ class Loop:
     """
     Runs one worker in its lanes until it is stopped.
 
+    News wake one idle lane. One that finds work wakes the next, so as many wake as there is work for: a lane whose
+    step says "more" does, and a worker that does long work in its step says so through `wake` when it begins. Of all
+    idle lanes, one looks again when it is time to.
+
     A bug in a step is logged, and the lane goes on after a pause. The number of lanes follows the worker's.
     """
 
@@ -110,7 +130,11 @@ class Loop:
         self._worker, self._ledger, self._clock = worker, ledger, clock
         self._stopping = threading.Event()
         self._wake = threading.Condition()
-        self._news = 0
+        self._has_news = False  # that no look has begun since
+        self._idle = 0
+        self._look_at = float("inf")  # monotonic: when an idle lane looks again without any news
+        self._pause = _AFTER_A_BUG  # before a ledger that is away is tried again
+        self._away_until = 0.0  # monotonic
         self._lanes: list[threading.Thread] = []
         self._wanted = 1
         self._watcher = threading.Thread(target=self._watch, name=f"{worker.name}-watch", daemon=True)
@@ -128,15 +152,23 @@ class Loop:
     def stop(self) -> None:
         """Let every lane finish its step; returns when they have."""
         self._stopping.set()
-        self.wake()
+        with self._wake:
+            self._wake.notify_all()
         for lane in self._lanes:
             lane.join()
 
     def wake(self) -> None:
-        """Tell idle lanes that there may be something to do."""
+        """Tell that there may be something to do: a look follows that begins after this."""
         with self._wake:
-            self._news += 1
-            self._wake.notify_all()
+            self._has_news = True
+            self._wake.notify()
+
+    def _wake_another(self) -> None:
+        """Where a lane is idle, let it look, too."""
+        with self._wake:
+            if self._idle:
+                self._has_news = True
+                self._wake.notify()
 
     def _grow(self) -> None:
         while len(self._lanes) < self._count_wanted():
@@ -155,12 +187,13 @@ class Loop:
     def _run(self, number: int) -> None:
         while not self._stopping.is_set():
             if number >= self._count_wanted():
-                self._nap(_LONGEST_NAP, self._news)
+                self._stopping.wait(_LONGEST_NAP.total_seconds())
                 continue
-            seen = self._news
             nap = self._step()
-            if nap is not None:
-                self._nap(nap, seen)
+            if nap is None:
+                self._wake_another()
+            elif self._nap(nap) and number >= self._count_wanted():
+                self.wake()  # what woke this lane was meant for one that works
 
     def _step(self) -> timedelta | None:
         """One step; how long to wait before the next, None for not at all."""
@@ -168,8 +201,8 @@ class Loop:
         now = self._clock()
         bug = guarded(lambda: more.append(self._worker.step(now)))
         if isinstance(bug, LedgerAway):
-            log.warning("ledger away", service=self._worker.name, reason=str(bug))
-            return _AFTER_A_BUG
+            return self._after_absence(bug)
+        self._pause = _AFTER_A_BUG
         if bug is not None:
             log.error("step failed", service=self._worker.name, bug=told(bug), exc_info=bug)
             return _AFTER_A_BUG
@@ -179,15 +212,32 @@ class Loop:
         bug = guarded(lambda: idle.append(self._worker.idle(now)))
         return min(idle[0], _LONGEST_NAP) if bug is None else _AFTER_A_BUG
 
-    def _nap(self, length: timedelta, seen: int) -> None:
-        """Sleep, unless something happened since the lane last looked."""
+    def _after_absence(self, error: LedgerAway) -> timedelta:
+        """How long the ledger is left alone: longer each time, and never the same as all others."""
+        log.warning("ledger away", service=self._worker.name, reason=str(error))
         with self._wake:
-            self._wake.wait_for(
-                lambda: self._stopping.is_set() or self._news != seen, timeout=max(0.0, length.total_seconds())
-            )
+            now = time.monotonic()
+            if now >= self._away_until:  # of lanes that fail together the first one counts
+                spread = random.uniform(0.8, 1.2)  # noqa: S311 - parts a herd, guards nothing
+                self._away_until = now + self._pause.total_seconds() * spread
+                self._pause = min(self._pause * 1.5, _LONGEST_AWAY)
+            self._look_at = self._away_until
+            return timedelta(seconds=self._away_until - now)
+
+    def _nap(self, length: timedelta) -> bool:
+        """Sleep until there are news, or it is time to look and no other lane does; whether there were news."""
+        with self._wake:
+            self._look_at = min(self._look_at, time.monotonic() + max(0.0, length.total_seconds()))
+            self._idle += 1
+            while not (self._stopping.is_set() or self._has_news) and (left := self._look_at - time.monotonic()) > 0:
+                self._wake.wait(left)
+            self._idle -= 1
+            had_news, self._has_news = self._has_news, False
+            self._look_at = time.monotonic() + _LONGEST_NAP.total_seconds()
+            return had_news
 
     def _watch(self) -> None:
-        """Wake the lanes when another connection has committed."""
+        """Wake a lane when there are news."""
         while not self._stopping.is_set():
             bug = guarded(self._follow)
             if bug is not None and not isinstance(bug, LedgerAway):
@@ -195,15 +245,11 @@ class Loop:
             self._stopping.wait(_AFTER_A_BUG.total_seconds())
 
     def _follow(self) -> None:
-        with self._ledger.watch() as version:
-            last = version()
-            while not self._stopping.wait(_WATCH.total_seconds()):
+        with self._ledger.watch() as has_news:
+            self.wake()  # whatever happened before it listened
+            while not self._stopping.is_set():
                 self._grow()
-                found = version()
-                if found is None:
-                    return
-                if found != last:
-                    last = found
+                if has_news(_WATCH):
                     self.wake()
 
 
@@ -236,13 +282,145 @@ class Pulse:
         return self._lost.is_set() or self._stopping.is_set()
 
 
-class Heart:
-    """Renews the leases of all jobs that this process has in hand, and finds those that dead workers left."""
+class Books:
+    """
+    Where a process writes what became of its work: into the ledger, and into its journal while that is away.
 
-    def __init__(self, jobs: Jobs, *, host: str, clock: Clock = wall_clock) -> None:
-        self._jobs, self._host, self._clock = jobs, host, clock
+    While anything waits in the journal all goes there, so that nobody waits for a ledger that is known to be away.
+    """
+
+    def __init__(self, ledger: Ledger, journal: Journal) -> None:
+        self._replay, self._journal = Replay(ledger), journal
+        self._settling = threading.Lock()
+        self._has_recovered = False
+
+    def note(self, entry: Noted | RunRecord) -> None:
+        """
+        Write down what happened.
+
+        Raises:
+            NoRoom: The ledger is away, and the journal cannot be written; it waits in memory for either.
+        """
+        if self._journal.is_empty:
+            try:
+                self._replay.first(entry)
+                return
+            except LedgerAway as error:
+                log.warning("ledger away; what is done meanwhile goes to the journal", reason=str(error))
+        self._journal.append(entry)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the ledger does not have all of what happened."""
+        return not self._journal.is_empty
+
+    def catch_up(self) -> bool:
+        """
+        Whether the ledger knows all that was done, after an attempt to tell it: before, nothing new may be begun.
+
+        A server that crashes may forget the last claims it gave (`Ledger.writing`): then their jobs are due again, and
+        only the outcomes say that they are done.
+
+        Raises:
+            LedgerAway: Not now.
+        """
+        if not self._has_recovered:
+            self._has_recovered = self.recover()
+        if self.is_behind:
+            self.settle()
+        return self._has_recovered and not self.is_behind
+
+    def keep(self, end: Ended) -> None:
+        """Remember the end of a job for when this process dies before the ledger is back."""
+        try:
+            self._journal.append(end)
+        except NoRoom as error:
+            log.error("the end of a job waits in memory alone", job=end.job_id, reason=str(error))
+
+    def forget(self, end: Ended | None) -> None:
+        """The end of a job is in the ledger, or means nothing any more."""
+        if end is not None:
+            self._journal.drop(end)
+
+    def settle(self) -> None:
+        """
+        Write down what of this process waits but the ends of jobs: whoever worked on them is at that.
+
+        Raises:
+            LedgerAway: Not now.
+        """
+        with self._settling:
+            for entry in self._journal.entries():
+                if not isinstance(entry, Ended):
+                    if not self._is_written(entry):
+                        path = self._journal.set_aside(entry)
+                        log.error("set aside: the ledger cannot take it", file=str(path))
+                    self._journal.drop(entry)
+
+    def recover(self) -> bool:
+        """
+        Write down what processes left that run no more; False: another one is at it, and nobody can tell yet.
+
+        Raises:
+            LedgerAway: Not now; it is all still there.
+        """
+        with self._journal.left() as left:
+            for leftover in left or ():
+                self._take_over(leftover)
+            return left is not None
+
+    def close(self) -> None:
+        """End the journal; what waits in it is written down by whoever starts next."""
+        self._journal.close()
+
+    def _take_over(self, leftover: Leftover) -> None:
+        written = [self._is_written(entry) for entry in leftover.entries]
+        if all(written) and not leftover.damage:
+            leftover.remove()
+            if written:
+                log.info("replayed what a process left that ended while the ledger was away", entries=len(written))
+            return
+        reason = leftover.damage or f"the ledger cannot take {written.count(False)} of {len(written)} entries"
+        path = leftover.set_aside()
+        log.error(
+            "a journal was set aside: what could be understood is in the ledger", file=str(path), reason=reason
+        )  # fmt: skip
+
+    def _is_written(self, entry: Entry) -> bool:
+        """Whether the ledger has it now, or does not need it any more."""
+        bug = guarded(lambda: self._replay.again(entry))
+        if isinstance(bug, LedgerAway):
+            raise bug
+        if bug is None or isinstance(bug, Overtaken):
+            return True
+        reason = str(bug) if isinstance(bug, TalariaError) else told(bug)
+        log.error("an entry of the journal cannot be written down", job=entry.job_id, reason=reason)
+        return False
+
+
+class Heart:
+    """
+    Renews the leases of all jobs that this process has in hand, and finds those that dead workers left.
+
+    While the ledger is away nobody can renew anything, so a lease that is over means nothing then: it is heeded again
+    when all had the time to be heard of. Processes of this host that died are known anyhow.
+    """
+
+    def __init__(self, jobs: Jobs, *, books: Books, host: str, owner: str = "", clock: Clock = wall_clock) -> None:
+        """
+        Args:
+            jobs: The queue.
+            books: Of this process; what the dead left in theirs is written down before their jobs are taken back.
+            host: This one.
+            owner: In whose name this process claims; without it nobody looks after claims whose answer was lost.
+            clock: For leases.
+        """
+        self._jobs, self.books, self._host, self._owner, self._clock = jobs, books, host, owner, clock
         self._pulses: list[Pulse] = []
         self._lock = threading.Lock()
+        self._heard: datetime | None = None  # when the ledger answered last
+        self._since: datetime | None = None  # since when it always did
+        self._strange: set[tuple[int, int]] = set()
         self.stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -278,21 +456,64 @@ class Heart:
             if pulse.claim.job.id not in ours or newest[pulse.claim.job.id] is not pulse:
                 pulse.lose()
 
+    def recover(self) -> bool:
+        """Write down what this process and dead ones could not; whether all that the dead left is in the ledger."""
+        self.books.settle()
+        return self.books.recover()
+
     def expire(self) -> None:
         """Make due again what dead workers left."""
+        now = self._clock()
         count = self._jobs.expire(
-            now=self._clock(),
+            now=now,
             is_dead=lambda owner: is_dead(owner, host=self._host),
             is_here=lambda owner: is_here(owner, host=self._host),
+            heeds_leases=self._had_time(now),
         )
+        self._hear(self._clock())
         if count:
             log.warning("jobs of dead workers are due again", jobs=count)
 
+    def give_back(self) -> None:
+        """Make due again what the ledger says is in our hands and is not: the answer to a claim was lost with it."""
+        if not self._owner:
+            return
+        with self._lock:
+            known = {(pulse.claim.job.id, pulse.claim.job.attempt) for pulse in self._pulses}
+        strange = set(self._jobs.held_by(self._owner).items()) - known
+        for job_id, attempt in strange & self._strange:  # at the first look it may just be on its way to a lane
+            with suppress(Overtaken):
+                claim = self._jobs.in_hand(job_id, owner=self._owner, attempt=attempt)
+                self._jobs.end(claim, Event.YIELD, now=self._clock(), reason="the answer to its claim was lost")
+        self._strange = strange
+
+    def _hear(self, now: datetime) -> None:
+        """The ledger answered."""
+        if self._heard is None or not timedelta(0) <= now - self._heard < LEASE / 2:
+            self._since = now
+        self._heard = now
+
+    def _had_time(self, now: datetime) -> bool:
+        """Whether everybody could renew their leases, so that one which is over means a worker that is gone."""
+        if self._heard is None or self._since is None:
+            return False
+        return timedelta(0) <= now - self._heard < LEASE / 2 and now - self._since >= LEASE
+
+    def _turn(self) -> None:
+        self.beat()
+        if self.recover():  # else those may be dead whose ends somebody writes down just now
+            self.expire()
+        self.give_back()
+
+    def turn(self) -> None:
+        """All that a heart does every few seconds; what goes wrong is logged, and tried again with the next."""
+        bug = guarded(self._turn)
+        if bug is not None:
+            log.warning("heartbeat failed", reason=str(bug) if isinstance(bug, LedgerAway) else told(bug))
+
     def _run(self) -> None:
         while True:
-            bug = guarded(self.beat) or guarded(self.expire)
-            if bug is not None:
-                log.warning("heartbeat failed", reason=str(bug) if isinstance(bug, LedgerAway) else told(bug))
+            self.turn()
             if self.stopping.wait(LEASE.total_seconds() / 5):
                 return
 
@@ -303,6 +524,8 @@ class Done:
 
     follow_ups: Callable[[Connection], Sequence[NewJob]] | None = None
     """Makes further changes in the transaction that finishes the job, and says which jobs follow."""
+    made: Made | None = None
+    """What a process job made; unlike *follow_ups* it can be journaled."""
 
 
 def perform(
@@ -313,7 +536,7 @@ def perform(
     heart: Heart,
     patience: Patience,
     clock: Clock = wall_clock,
-) -> None:
+) -> bool:
     """
     Do a claimed job, and write down how it ended.
 
@@ -323,13 +546,17 @@ def perform(
     4. Anything else is a bug: the job is held with its traceback. So is `Stopped` that nobody asked for: given back,
        it would be due again at once, for ever.
 
-    A job that was taken away meanwhile is left to whoever has it now.
+    A job that was taken away meanwhile is left to whoever has it now. While the ledger is away the end waits: in the
+    journal, so that it is not forgotten when the process dies or is stopped, and here, until the ledger takes it.
+
+    Returns:
+        Whether nothing of it waits any more; else its end is in the journal alone.
     """
     result: list[Done] = []
     with heart.holding(claim) as pulse:
         bug = guarded(lambda: result.append(work(pulse)))
         end = _ending(claim, result[0] if result else None, bug, pulse=pulse, patience=patience, now=clock())
-        _write_down(claim, end, jobs=jobs, pulse=pulse, clock=clock)
+        return _write_down(claim, end, jobs=jobs, books=heart.books, pulse=pulse, clock=clock)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,28 +598,54 @@ def _deferred(claim: Claim, error: Transient, *, patience: Patience, now: dateti
     return _End(event=Event.DEFER, reason=str(error), due=now + wait)
 
 
-def _write_down(claim: Claim, end: _End, *, jobs: Jobs, pulse: Pulse, clock: Clock) -> None:
-    """Until it is written or not ours any more: what ended must not be forgotten because the ledger is away."""
+def _write_down(claim: Claim, end: _End, *, jobs: Jobs, books: Books, pulse: Pulse, clock: Clock) -> bool:
+    """Until it is written or not ours any more, or we have to stop; whether it needs no journal any more."""
+    kept: Ended | None = None
     while True:
-        bug = guarded(lambda: _report(claim, end, jobs=jobs, now=clock()))  # noqa: B023 - called at once
+        bug = guarded(lambda: _report(claim, end, jobs=jobs, books=books, now=clock()))  # noqa: B023 - called at once
         if isinstance(bug, LedgerAway):
             log.warning("ledger away", job=claim.job.id, reason=str(bug))
+            kept = kept or _kept(claim, end, books=books, now=clock())
             if pulse.wait(_AFTER_A_BUG):
-                return
-        elif bug is None or isinstance(bug, Overtaken):
+                return False
+            continue
+        books.forget(kept)
+        kept = None
+        if bug is None or isinstance(bug, Overtaken):
             said = f"job {end.event}" if bug is None else "job was taken away"
             why = str(bug or end.reason)
             log.debug(said, job=claim.job.id, target=claim.job.target, attempt=claim.job.attempt, reason=why)
-            return
-        elif end.event is Event.BREAK:
+            return True
+        if end.event is Event.BREAK:
             raise bug
-        else:
-            end = _broken(claim, bug)  # its follow-ups cannot be made; as it is, it would be done again for ever
+        end = _broken(claim, bug)  # its follow-ups cannot be made; as it is, it would be done again for ever
 
 
-def _report(claim: Claim, end: _End, *, jobs: Jobs, now: datetime) -> None:
-    follow_ups = end.done.follow_ups if end.done else None
-    jobs.end(claim, end.event, now=now, reason=end.reason, due=end.due, follow_ups=follow_ups)
+def _kept(claim: Claim, end: _End, *, books: Books, now: datetime) -> Ended | None:
+    """Journal an end; None for one that leads to what no journal can hold: after our death it is done again."""
+    done = end.done or Done()
+    if done.follow_ups is not None:
+        return None
+    kept = Ended(
+        job_id=claim.job.id, owner=claim.owner, attempt=claim.job.attempt, event=end.event, reason=end.reason,
+        due=end.due, time=now, made=done.made,
+    )  # fmt: skip
+    books.keep(kept)
+    return kept
+
+
+def _report(claim: Claim, end: _End, *, jobs: Jobs, books: Books, now: datetime) -> None:
+    """What happened first, and then that it ended."""
+    if books.is_behind:
+        books.settle()
+    jobs.end(claim, end.event, now=now, reason=end.reason, due=end.due, follow_ups=_follow_ups(claim, end.done))
+
+
+def _follow_ups(claim: Claim, done: Done | None) -> Callable[[Connection], Sequence[NewJob]] | None:
+    made = done.made if done else None
+    if made is not None:
+        return lambda connection: follow_ups(connection, claim, made)
+    return done.follow_ups if done else None
 
 
 def is_off_peak(book: Rulebook, now: datetime) -> bool:

@@ -4,28 +4,27 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import structlog
-from sqlalchemy import Connection
 
 import talaria
+from talaria.failpoint import failpoint
 from talaria.model.dicom import UID, Instance, Origin, Tags
 from talaria.model.errors import ConfigError, NoRoom, NotAnInstance, Permanent, Transient
 from talaria.model.extensions import Executor, Run
 from talaria.model.header import Header, TagList, scan
 from talaria.model.job import Kind, Patience
 from talaria.model.part10 import META_LIMIT_BYTES, FileMeta, parse_meta
+from talaria.model.result import FILE_NAME, SIZE_LIMIT_BYTES, StepResult, read_result
 from talaria.model.rulebook import ModuleEntry, Rule, Rulebook, Step
 from talaria.model.task import Host, task_document
 from talaria.services.loop import Clock, Done, Heart, Pulse, is_off_peak, perform, wall_clock
-from talaria.store.cases import not_sent
-from talaria.store.jobs import Claim, Jobs, NewJob
-from talaria.store.results import Output, Results, RunRecord, adopt
+from talaria.store.jobs import Claim, Jobs
+from talaria.store.results import Made, Output, Results, RunRecord
 from talaria.store.revisions import Rulebooks
 from talaria.store.spool import HEAD_BYTES, Spool, disk_errors, new_ulid, open_regular
 
@@ -68,6 +67,8 @@ class Processor:
 
     def step(self, now: datetime) -> bool:
         """Run the next job that is due; whether there may be more."""
+        if not self._heart.books.catch_up():
+            return False
         claim = self._jobs.claim(
             Kind.PROCESS,
             owner=self._owner,
@@ -80,7 +81,7 @@ class Processor:
             self._tidy_sometimes(now)
             return False
         with self._holding(f"job-{claim.job.id}-{claim.job.attempt}") as name:
-            perform(
+            is_written = perform(
                 claim,
                 lambda pulse: self._process(claim, name, pulse),
                 jobs=self._jobs,
@@ -88,6 +89,8 @@ class Processor:
                 patience=_PATIENCE,
                 clock=self._clock,
             )
+            if is_written:  # else its results may belong to an end that the ledger gets from the journal
+                self._undo(name)
         return True
 
     def idle(self, now: datetime) -> timedelta:
@@ -118,12 +121,11 @@ class Processor:
 
     @contextmanager
     def _holding(self, name: str) -> Iterator[str]:
-        """Nobody tidies a folder away while its job is worked on; it goes when the end of that is in the ledger."""
+        """Nobody tidies a folder away while its job is worked on."""
         with self._lock:
             self._in_hand.add(name)
         try:
             yield name
-            self._undo(name)
         finally:
             with self._lock:
                 self._in_hand.discard(name)
@@ -140,10 +142,14 @@ class Processor:
             book = self._book(claim)
             rule = book.rule(claim.job.rule)
             root = self._spool.folder(name)
-            output = self._chain(claim, book, rule, root, pulse)
+            origin = self._results.origin(claim)  # the ledger may be away when the run ends
+            output, found = self._chain(claim, book, rule, root, origin, pulse)
             outputs = self._take(book, output, root)
-            origin = self._results.origin(claim)
-        return Done(follow_ups=lambda connection: self._follow_ups(connection, claim, rule, outputs, origin))
+        made = Made(
+            rule=rule.name, send=tuple(rule.send), keep_inputs=rule.keep_inputs, origin=origin, outputs=tuple(outputs),
+            found=tuple(found), time=self._clock(),
+        )  # fmt: skip
+        return Done(made=made)
 
     @contextmanager
     def _disk(self) -> Iterator[None]:
@@ -169,10 +175,13 @@ class Processor:
                 f"revision {claim.job.revision} of the rulebook, under which it was made, cannot be read here: {error}"
             ) from error
 
-    def _chain(self, claim: Claim, book: Rulebook, rule: Rule, root: Path, pulse: Pulse) -> Path:
-        """Run every step; the output folder of the last."""
+    def _chain(
+        self, claim: Claim, book: Rulebook, rule: Rule, root: Path, origin: Origin, pulse: Pulse
+    ) -> tuple[Path, list[StepResult]]:
+        """Run every step; the output folder of the last, and what each found."""
+        found: list[StepResult] = []
         wanted = TagList.of(book.recorded_names)
-        origin, tags = self._results.origin(claim), self._results.tags(claim)
+        tags = self._results.tags(claim)
         source = self._lay_out(claim, root)
         for number, step in enumerate(rule.process, start=1):
             module = book.modules[step.module]
@@ -185,9 +194,11 @@ class Processor:
             _write_tags(folder / "in", wanted, origin)
             document = task_document(claim.job, rule, step, module, tags=tags, origin=origin, host=self._host)
             (folder / "in" / "task.json").write_text(json.dumps(document, ensure_ascii=False))
+            failpoint("processor.run.ready")
             self._run(claim, number, step, module, folder, pulse)
             source = folder / "out"
-        return source
+            found += _found(source, number, module)
+        return source, found
 
     def _lay_out(self, claim: Claim, root: Path) -> Path:
         """Links to every input, named as modules expect."""
@@ -213,16 +224,20 @@ class Processor:
         )  # fmt: skip
         began = self._clock()
         handle = executor.submit(run)
+        failpoint("processor.run.started")
         ended = executor.follow(handle, run, stop=pulse)
+        failpoint("processor.run.ended")
         if ended is None:
             raise Transient(f"module '{module.name}': the run was lost; it starts again")
         now = self._clock()
-        self._results.record_run(
+        self._heart.books.note(
             RunRecord(
                 job_id=claim.job.id, attempt=claim.job.attempt, step=number, module=module.name, code=ended.code,
                 reason=ended.reason, seconds=(now - began).total_seconds(), log=ended.log, ended=now,
             )
         )  # fmt: skip
+        if module.builtin and ended.code == os.EX_TEMPFAIL:
+            raise NoRoom(f"module '{module.name}' (step {number}): no room for what it writes; it runs again")
         if not ended.ok:
             raise Permanent(f"module '{module.name}' (step {number}): {ended.reason or f'exit code {ended.code}'}")
         if not module.may_be_empty and not any(path.name != "task.json" for path in _entries(folder / "out")):
@@ -234,7 +249,7 @@ class Processor:
         """Copy every DICOM output into the spool, synced; the ledger learns of them when the job ends."""
         paths = sorted(path for path in _entries(output) if path.suffix.lower() == ".dcm")
         now = self._clock()
-        names = {path: new_ulid(now) for path in paths}
+        names = {path: new_ulid(now, of_result=True) for path in paths}
         manifest = root / "adopting"
         manifest.write_text("\n".join(names.values()))
         wanted = TagList.of(book.recorded_names)
@@ -244,6 +259,7 @@ class Processor:
         try:
             meta, header, _ = _examine(path, wanted)
             size, sha256 = self._spool.adopt(path, instance_id)
+            failpoint("processor.result.taken")
         except NotAnInstance as error:
             raise Permanent(f"result {path.name!r} is no DICOM instance: {error}") from error
         return Output(
@@ -263,21 +279,6 @@ class Processor:
             flags=header.flags,
         )
 
-    def _follow_ups(
-        self, connection: Connection, claim: Claim, rule: Rule, outputs: Sequence[Output], origin: Origin
-    ) -> list[NewJob]:
-        """Results into the ledger, and a delivery of them to each target; of the originals too where they are kept."""
-        extents = adopt(connection, claim, outputs, origin=origin, now=self._clock())
-        template = NewJob(
-            kind=Kind.DISPATCH, rule=rule.name, revision=claim.job.revision, extents=extents,
-            priority=claim.job.priority, supplement=claim.job.supplement, parent=claim.job.id,
-        )  # fmt: skip
-        jobs = [replace(template, target=target) for target in rule.send if extents]
-        if rule.keep_inputs:
-            missing = {target: not_sent(connection, claim.job, target, claim.extents) for target in rule.send}
-            jobs += [replace(template, target=t, extents=what, parent=None) for t, what in missing.items() if what]
-        return jobs
-
     def _undo(self, name: str) -> None:
         """Remove a folder, and what was copied into the spool for it but never came into the ledger."""
         manifest = self._spool.work / name / "adopting"
@@ -292,6 +293,7 @@ class Processor:
                     self._spool.drop(instance_id)
         try:
             remove_tree(self._spool.work / name)
+            failpoint("processor.folder.removed")
         except OSError as error:
             log.warning("a job's folder cannot be removed; it is tried again", folder=name, reason=error.strerror)
 
@@ -340,6 +342,22 @@ def _entries(folder: Path) -> Iterator[Path]:
         for entry in found:
             if entry.is_file(follow_symlinks=False):
                 yield Path(entry.path)
+
+
+def _found(output: Path, number: int, module: ModuleEntry) -> list[StepResult]:
+    """What a step said besides its images; nothing where it wrote no `result.json`."""
+    path = output / FILE_NAME
+    if not os.path.lexists(path):
+        return []
+    try:
+        with open_regular(path) as file:
+            value, trouble = read_result(file.read(SIZE_LIMIT_BYTES + 1))
+    except NotAnInstance:
+        value, trouble = "", "is no regular file"
+    except PermissionError:
+        value, trouble = "", "cannot be read by us; its rights were taken away"
+    version = module.image or talaria.__version__
+    return [StepResult(step=number, module=module.name, version=version, value=value, trouble=trouble)]
 
 
 def _examine(path: Path, wanted: TagList) -> tuple[FileMeta, Header, int]:

@@ -3,13 +3,16 @@
 import os
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from ipaddress import ip_address
 
 import structlog
 
+from talaria.dimse.negotiation import CONGESTION
 from talaria.dimse.scp import Association, Ending, Limits, Listener, Rejection, StoreRequest
+from talaria.failpoint import failpoint
 from talaria.model.dicom import UID, Instance, Origin
 from talaria.model.errors import ConfigError, LedgerAway, Mismatch, NotAnInstance
 from talaria.model.header import Header, TagList, scan
@@ -17,6 +20,7 @@ from talaria.model.part10 import META_LIMIT_BYTES, FileMeta, parse_meta
 from talaria.model.rulebook import Rulebook, Sender, Unknown
 from talaria.services.loop import Clock, guarded, told, wall_clock
 from talaria.store.arrivals import Arrival, Arrivals, Finding
+from talaria.store.operations import Pause
 from talaria.store.revisions import Rulebooks
 from talaria.store.spool import HEAD_BYTES, Arriving, Spool, file_digest, origin_of
 
@@ -40,7 +44,8 @@ class Receiver:
     """
     One receiver process: the listener, and the indexer thread that writes rows.
 
-    It needs no ledger to go on accepting: what arrives meanwhile lies in `new/` and is written down later.
+    It needs no ledger to go on accepting: what arrives meanwhile lies in `new/` and is written down later. While a
+    person drains the home, as far as was last known, no association begins; those that run go on to their end.
     """
 
     name = "receiver"
@@ -55,9 +60,26 @@ class Receiver:
         rulebooks: Rulebooks,
         limits: Limits | None = None,
         clock: Clock = wall_clock,
+        paused: Callable[[], Sequence[Pause]] = tuple,
+        fits: Callable[[], bool] = lambda: True,
     ) -> None:
+        """
+        Args:
+            host, port: Where it listens.
+            spool: Where instances go.
+            arrivals: Where they are written down.
+            rulebooks: Who may call, and what is recorded.
+            limits: What is put up with.
+            clock: For times.
+            paused: What a person has stopped for a while; asked about once a second.
+            fits: Whether the ledger was seen to be the home's; nothing is written to it before.
+        """
         self._rulebooks = rulebooks
-        self.indexer = Indexer(spool=spool, arrivals=arrivals, rulebooks=rulebooks, clock=clock)
+        self._is_drained = False
+        self._paused = paused
+        self.indexer = Indexer(
+            spool=spool, arrivals=arrivals, rulebooks=rulebooks, clock=clock, look=self._look, fits=fits
+        )  # fmt: skip
         sink = SpoolSink(spool=spool, indexer=self.indexer, clock=clock)
         self._listener = Listener(
             host=host, port=port, sink=sink, guard=_guard, gate=self._gate, limits=limits, share_port=True
@@ -85,7 +107,18 @@ class Receiver:
         self.indexer.stop()
 
     def _gate(self, origin: Origin) -> Rejection | None:
-        return admission(self._rulebooks.running(), origin)
+        return CONGESTION if self._is_drained else admission(self._rulebooks.running(), origin)
+
+    def _look(self) -> None:
+        """
+        Whether a person drains the home.
+
+        Raises:
+            LedgerAway: What was known last stands.
+        """
+        was_drained, self._is_drained = self._is_drained, any(pause.kind == "drain" for pause in self._paused())
+        if was_drained is not self._is_drained:
+            log.warning("drained: new associations are refused" if self._is_drained else "no longer drained")
 
 
 def admission(book: Rulebook, origin: Origin) -> Rejection | None:
@@ -120,10 +153,16 @@ def _guard(work: Callable[[], object]) -> Exception | None:
 
 
 class SpoolSink:
-    """Where the listener puts instances: a file in the spool each."""
+    """
+    Where the listener puts instances: a file in the spool each.
 
-    def __init__(self, *, spool: Spool, indexer: "Indexer", clock: Clock) -> None:
+    Attributes:
+        forced: The rule that is to take them, whatever the others say; stands in each file, too.
+    """
+
+    def __init__(self, *, spool: Spool, indexer: "Indexer", clock: Clock, forced: str = "") -> None:
         self._spool, self._indexer, self._clock = spool, indexer, clock
+        self.forced = forced
 
     def open(self, request: StoreRequest) -> "SpoolIncoming":
         """Begin a file, with who sends it to whom in its meta header."""
@@ -137,10 +176,12 @@ class SpoolSink:
             sending_ae=origin.calling_ae,
             receiving_ae=origin.called_ae,
             source_address=origin.address,
+            forced=self.forced,
         )
         return SpoolIncoming(
-            self._spool.receive(meta), request, spool=self._spool, indexer=self._indexer, clock=self._clock
-        )
+            self._spool.receive(meta), request, spool=self._spool, indexer=self._indexer, clock=self._clock,
+            forced=self.forced,
+        )  # fmt: skip
 
     def ended(self, association: Association, how: Ending) -> None:
         """Nothing to do: a series is complete by its quiet time."""
@@ -150,8 +191,10 @@ class SpoolIncoming:
     """One instance on its way into the spool."""
 
     def __init__(
-        self, arriving: Arriving, request: StoreRequest, *, spool: Spool, indexer: "Indexer", clock: Clock
-    ) -> None:
+        self, arriving: Arriving, request: StoreRequest, *, spool: Spool, indexer: "Indexer", clock: Clock,
+        forced: str = "",
+    ) -> None:  # fmt: skip
+        self._forced = forced
         self._arriving, self._request, self._spool = arriving, request, spool
         self._indexer, self._clock = indexer, clock
         self.write = arriving.write
@@ -188,6 +231,7 @@ class SpoolIncoming:
             sha256=file.sha256,
             spool=self._spool.name,
             received=self._clock(),
+            forced=self._forced,
         )
         self._indexer.take(arrival)
 
@@ -201,7 +245,7 @@ def _compare(header: Header, request: StoreRequest) -> None:
 
 def _arrival(
     header: Header, *, origin: Origin, association: str, instance_id: str, transfer_syntax_uid: str, size_bytes: int,
-    sha256: str, spool: str, received: datetime,
+    sha256: str, spool: str, received: datetime, forced: str = "",
 ) -> Arrival:  # fmt: skip
     return Arrival(
         instance=Instance(
@@ -222,6 +266,7 @@ def _arrival(
             {"SenderAET": origin.calling_ae, "ReceiverAET": origin.called_ae, "SenderAddress": origin.address}
         ),
         flags=header.flags,
+        forced=forced,
     )
 
 
@@ -233,8 +278,19 @@ class Indexer:
     in `new/` at start and every 30 s.
     """
 
-    def __init__(self, *, spool: Spool, arrivals: Arrivals, rulebooks: Rulebooks, clock: Clock = wall_clock) -> None:
+    def __init__(
+        self,
+        *,
+        spool: Spool,
+        arrivals: Arrivals,
+        rulebooks: Rulebooks,
+        clock: Clock = wall_clock,
+        look: Callable[[], None] = lambda: None,
+        fits: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._spool, self._arrivals, self._rulebooks, self._clock = spool, arrivals, rulebooks, clock
+        self._look, self._fits = look, fits
+        self._looked: datetime | None = None
         self._queue: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self._in_hand: set[str] = set()
         self._stopping = threading.Event()
@@ -279,8 +335,18 @@ class Indexer:
                 return  # they lie in new/ and are found at the next start
 
     def _turn(self) -> None:
-        """Look for strays when it is time, then write down what is queued."""
+        """
+        Look for strays when it is time, then write down what is queued.
+
+        Raises:
+            LedgerAway: It was never there, so nobody knows yet which it is.
+        """
+        if not self._fits():
+            raise LedgerAway("the ledger was not seen yet to be this home's")
         now = self._clock()
+        if self._looked is None or abs(now - self._looked) >= _PAUSE:
+            self._looked = now
+            self._try(self._look)
         if self._strays_due is None or not self._strays_due - _STRAYS_EVERY <= now < self._strays_due:
             self._strays_due = now + _STRAYS_EVERY
             self._try(self.refresh)
@@ -343,12 +409,20 @@ class Indexer:
             batch.append(self._queue.get_nowait())
         return batch
 
-    def record(self, batch: Sequence[Arrival]) -> None:
-        """Rows first, then the files' last move."""
+    def catch_up(self) -> Counter[str]:
+        """Write down all that is queued; what was found, counted."""
+        found: Counter[str] = Counter()
+        while batch := self.gather(wait=False):
+            found.update(str(finding) for finding in self.record(batch).values())
+        return found
+
+    def record(self, batch: Sequence[Arrival]) -> dict[str, Finding]:
+        """Rows first, then the files' last move; what each was found to be."""
         quiet = shortest_quiet(self._rulebooks.running())
         findings = self._arrivals.record(batch, now=self._clock(), quiet=quiet, is_lost=self._spool.has_lost)
         for instance_id, finding in findings.items():
             self._move(instance_id, finding)
+        return findings
 
     def _move(self, instance_id: str, finding: Finding) -> None:
         """A file's last move. One that fails is made when strays are looked for; until then the file is in `new/`."""
@@ -370,9 +444,13 @@ class Indexer:
         for instance_id in self._spool.waiting():
             if self._stopping.is_set():
                 break
-            if instance_id in self._in_hand or self._spool.age_in_new(instance_id, now=self._clock()) < _STRAY:
+            if instance_id in self._in_hand:
+                continue
+            if self._spool.age_in_new(instance_id, now=self._clock()) < _STRAY:
+                self._strays_due = self._clock() + _STRAY  # another receiver's, or left by one that died just now
                 continue
             found: list[Arrival | None] = []
+            failpoint("receiver.stray.found")
             bug = guarded(lambda: found.append(self._examine(instance_id)))  # noqa: B023 - called at once
             if bug is not None:  # one file that cannot be read must not hide those behind it
                 log.error("a stray cannot be read; it stays in new/", instance=instance_id, bug=told(bug))
@@ -416,4 +494,5 @@ class Indexer:
             sha256=file_digest(path, offset=meta.offset),
             spool=self._spool.name,
             received=self._clock(),
+            forced=meta.forced,
         )

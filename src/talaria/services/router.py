@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from talaria.failpoint import failpoint
 from talaria.model.errors import LedgerAway, Overtaken
 from talaria.model.plan import CaseState, Plan, plan_series, plan_study
 from talaria.services.loop import guarded, told
@@ -62,6 +63,7 @@ class Router:
         book = self._rulebooks.running()
         watched = self._watch.of("series", series_id, view.series.last_received, now=now)
         plan = plan_series(view, active=book, revisions=self._rulebooks.of, now=now, watched=watched)
+        failpoint("router.series.planned")
         made = self._cases.apply_series(view, plan, revision=book.number, now=now)
         _say(plan, made, series=series_id)
 
@@ -71,6 +73,7 @@ class Router:
         last = max((member.last_received for member in view.members), default=now)
         watched = self._watch.of("case", case_id, last, now=now)
         plan = plan_study(view, revisions=self._rulebooks.of, now=now, watched=watched)
+        failpoint("router.study.planned")
         made = self._cases.apply_study(view, plan, now=now)
         _say(plan, made, case=case_id)
 

@@ -8,8 +8,25 @@ from enum import StrEnum
 
 import sqlalchemy as sa
 
-from talaria.store.ledger import Ledger, Subject, insert_ignoring, write_event
+from talaria.store.ledger import AnyRow, Ledger, Subject, insert_ignoring, write_event
 from talaria.store.schema import credentials
+
+#: When a credential was seen last is written down no more often.
+SEEN_EVERY = timedelta(minutes=1)
+
+#: Sessions and links that are over are forgotten after this; tokens stay listed until somebody revokes them.
+_FORGOTTEN_AFTER = timedelta(days=1)
+
+
+class Scope(StrEnum):
+    """The most that a credential is good for; each has what those before it have."""
+
+    VIEW = "view"
+    """To look."""
+    OPERATE = "operate"
+    """To act on studies and jobs, and to pause work."""
+    ADMINISTER = "administer"
+    """To change the rulebook."""
 
 
 class CredentialKind(StrEnum):
@@ -31,6 +48,16 @@ class Credential:
     name: str
     created: datetime
     expires: datetime | None
+    """None: when it is revoked."""
+    scope: Scope
+    seen: datetime | None
+    """When it was used last, to the minute; None: never."""
+    of_token: bool
+    """Whether it is a session that was made from a token."""
+
+    def is_expired(self, now: datetime) -> bool:
+        """Whether it is good for nothing any more."""
+        return self.expires is not None and self.expires <= now
 
 
 def digest(secret: str) -> str:
@@ -53,6 +80,8 @@ class Access:
         now: datetime,
         lifetime: timedelta | None,
         secret: str | None = None,
+        scope: Scope = Scope.ADMINISTER,
+        parent: str = "",
     ) -> str:
         """
         Make a credential.
@@ -64,6 +93,8 @@ class Access:
             now: When.
             lifetime: None: until it is revoked.
             secret: Given from outside for automation; None: made here.
+            scope: The most that it is good for.
+            parent: The token that a session is made from, itself; it ends when the token is revoked.
 
         Returns:
             The secret: shown once, kept nowhere.
@@ -71,7 +102,8 @@ class Access:
         text = secret or secrets.token_urlsafe(32)
         row = {
             "digest": digest(text), "kind": kind, "name": name, "created": now,
-            "expires": None if lifetime is None else now + lifetime,
+            "expires": None if lifetime is None else now + lifetime, "scope": scope,
+            "parent": digest(parent) if parent else None,
         }  # fmt: skip
         with self._ledger.writing("access.issue") as connection:
             known = connection.execute(
@@ -80,8 +112,9 @@ class Access:
             insert_ignoring(connection, credentials, [row])
             if not known:
                 write_event(
-                    connection, f"access.{kind}", now=now, subject=Subject(), actor=actor, name=name,
+                    connection, f"access.{kind}", now=now, subject=Subject(), actor=actor, name=name, scope=scope,
                 )  # fmt: skip
+                connection.execute(sa.delete(credentials).where(_is_over(now)))
         return text
 
     def find(self, secret: str, kind: CredentialKind, *, now: datetime) -> Credential | None:
@@ -90,9 +123,16 @@ class Access:
             row = connection.execute(
                 sa.select(credentials).where(credentials.c.digest == digest(secret), credentials.c.kind == kind)
             ).first()
-        if row is None or (row.expires is not None and row.expires <= now):
-            return None
-        return Credential(kind=CredentialKind(row.kind), name=row.name, created=row.created, expires=row.expires)
+        found = None if row is None else _credential(row)
+        return None if found is None or found.is_expired(now) else found
+
+    def saw(self, secret: str, *, now: datetime) -> None:
+        """Write down that a credential was used, once in `SEEN_EVERY`."""
+        is_due = sa.or_(credentials.c.seen.is_(None), credentials.c.seen <= now - SEEN_EVERY)
+        with self._ledger.writing("access.seen") as connection:
+            connection.execute(
+                sa.update(credentials).where(credentials.c.digest == digest(secret), is_due).values(seen=now)
+            )
 
     def redeem(self, link: str, *, now: datetime, session: timedelta) -> str | None:
         """Exchange a one-time link for a session; None when it is used up, expired or unknown."""
@@ -106,7 +146,8 @@ class Access:
                 return None
             if connection.execute(sa.delete(credentials).where(credentials.c.digest == row.digest)).rowcount != 1:
                 return None  # somebody else was first
-        return self.issue(CredentialKind.SESSION, name=row.name, actor=row.name, now=now, lifetime=session)
+        scope = Scope(row.scope)
+        return self.issue(CredentialKind.SESSION, name=row.name, actor=row.name, now=now, lifetime=session, scope=scope)
 
     def list(self, kind: CredentialKind) -> list[Credential]:
         """All of one kind, the oldest first; no secrets."""
@@ -114,17 +155,37 @@ class Access:
             rows = connection.execute(
                 sa.select(credentials).where(credentials.c.kind == kind).order_by(credentials.c.created)
             ).all()
-        return [
-            Credential(kind=CredentialKind(r.kind), name=r.name, created=r.created, expires=r.expires) for r in rows
-        ]
+        return [_credential(row) for row in rows]
 
     def revoke(self, *, kind: CredentialKind, name: str = "", secret: str = "", actor: str, now: datetime) -> int:
-        """Make a credential worthless, by name or by the secret itself; how many there were."""
+        """
+        Make a credential worthless, by name or by the secret itself, and the sessions made from it; how many there
+        were, sessions not counted.
+        """
         with self._ledger.writing("access.revoke") as connection:
             which = credentials.c.digest == digest(secret) if secret else credentials.c.name == name
-            revoked = connection.execute(sa.delete(credentials).where(credentials.c.kind == kind, which)).rowcount
+            own = sa.and_(credentials.c.kind == kind, which)
+            digests = connection.execute(sa.select(credentials.c.digest).where(own)).scalars().all()
+            connection.execute(sa.delete(credentials).where(credentials.c.parent.in_(digests)))
+            revoked = connection.execute(sa.delete(credentials).where(own)).rowcount
             if revoked:
                 write_event(
                     connection, "access.revoked", now=now, subject=Subject(), actor=actor, kind_of=kind, name=name
                 )
         return revoked
+
+
+def _credential(row: AnyRow) -> Credential:
+    return Credential(
+        kind=CredentialKind(row.kind), name=row.name, created=row.created, expires=row.expires,
+        scope=Scope(row.scope), seen=row.seen, of_token=row.parent is not None,
+    )  # fmt: skip
+
+
+def _is_over(now: datetime) -> sa.ColumnElement[bool]:
+    """Whether a session or a link is good for nothing any more, and has been for a while."""
+    return sa.and_(
+        credentials.c.kind != CredentialKind.TOKEN,
+        credentials.c.expires.is_not(None),
+        credentials.c.expires <= now - _FORGOTTEN_AFTER,
+    )

@@ -1,5 +1,6 @@
 """Writing down what arrived: instances, their series and study; repeats counted, conflicts kept and told."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,7 +12,10 @@ from sqlalchemy import Connection
 
 from talaria.model.dicom import Instance, Origin, Tags
 from talaria.store.ledger import Ledger, Subject, insert_ignoring, write_event
-from talaria.store.schema import instances, series, studies
+from talaria.store.schema import instances, received, series, studies
+
+#: What is due later the router finds by itself: it looks at least every two seconds.
+_SOON = timedelta(seconds=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,8 @@ class Arrival:
     tags: Tags
     flags: tuple[str, ...] = ()
     """Oddities of its header."""
+    forced: str = ""
+    """The rule that takes its series whatever the others say; empty: they are asked."""
 
 
 class Finding(StrEnum):
@@ -62,6 +68,7 @@ class Arrivals:
         now: datetime,
         quiet: timedelta,
         is_lost: Callable[[str, str], bool] = lambda _instance, _spool: False,
+        held: str = "",
     ) -> dict[str, Finding]:
         """
         Write a batch down in one transaction; recording it again changes nothing.
@@ -72,6 +79,7 @@ class Arrivals:
             quiet: The router looks at a series that is new to it after this long.
             is_lost: Whether the file of an instance (its ULID, its spool's name) is gone though it should be there:
                 then an identical copy takes its place.
+            held: Why no rule is asked about the series that grew until a person decides; empty: rules are asked.
 
         Returns:
             What each instance was found to be, by its ULID.
@@ -83,6 +91,8 @@ class Arrivals:
             for arrival in batch:
                 recorder.take(arrival)
             recorder.finish(due=now + quiet)
+            if held:
+                recorder.hold(held)
         return recorder.findings
 
 
@@ -105,6 +115,10 @@ class _Recorder:
         self._twins = _twins(connection, {arrival.instance.sop_instance_uid for arrival in batch})
         self._rows: list[dict[str, Any]] = []
         self._grown: dict[int, tuple[int, int]] = {}  # series: instances, bytes
+        self._forced: dict[int, str] = {}  # series: rule
+        self._repeated: Counter[str] = Counter()  # of instances that were there before the batch
+        self._repeats: dict[Subject, Counter[str]] = {}  # series: repeats by association
+        self._received: dict[str, tuple[int, int, int]] = {}  # calling AE: instances, bytes, repeats
         self.findings: dict[str, Finding] = {}
 
     def take(self, arrival: Arrival) -> None:
@@ -122,6 +136,7 @@ class _Recorder:
         if same is not None and not self._is_lost(same.id, same.spool):
             self._repeat(arrival, same, subject)
             return
+        self._count(arrival.origin.calling_ae, 1, instance.size_bytes, 0)
         self.findings[instance.id] = Finding.CONFLICT if twins and same is None else Finding.NEW
         if twins:
             self._replace(arrival, twins, subject, "instance.conflict" if same is None else "instance.restored")
@@ -129,6 +144,8 @@ class _Recorder:
         row["superseded_by"] = self._overtaken_by(arrival, twins, series_id)
         twins.append(_Twin(id=instance.id, series_id=series_id, sha256=digest, spool=instance.spool))
         self._rows.append(row)
+        if arrival.forced:
+            self._forced[series_id] = arrival.forced
         count, size = self._grown.get(series_id, (0, 0))
         self._grown[series_id] = (count + (row["superseded_by"] is None), size + instance.size_bytes)
 
@@ -144,17 +161,18 @@ class _Recorder:
 
     def _repeat(self, arrival: Arrival, same: _Twin, subject: Subject) -> None:
         self.findings[arrival.instance.id] = Finding.REPEAT
+        self._count(arrival.origin.calling_ae, 0, 0, 1)
         row = next((row for row in self._rows if row["id"] == same.id), None)
         if row is not None:
             row["repeats"] += 1
+            row["repeated"] = self._now
         else:
-            self._connection.execute(
-                sa.update(instances).where(instances.c.id == same.id).values(repeats=instances.c.repeats + 1)
-            )
-        write_event(
-            self._connection, "instance.repeat", now=self._now, subject=_about(subject, same.id),
-            association=arrival.association,
-        )  # fmt: skip
+            self._repeated[same.id] += 1
+        self._repeats.setdefault(_about_series(subject), Counter())[arrival.association] += 1
+
+    def _count(self, calling_ae: str, instances: int, size_bytes: int, repeats: int) -> None:
+        so_far = self._received.get(calling_ae, (0, 0, 0))
+        self._received[calling_ae] = (so_far[0] + instances, so_far[1] + size_bytes, so_far[2] + repeats)
 
     def _replace(self, arrival: Arrival, twins: list[_Twin], subject: Subject, kind: str) -> None:
         """Both stay; in the same series the older one is not used any more."""
@@ -182,6 +200,7 @@ class _Recorder:
         """Write the rows, and wake the router for the series that grew."""
         if self._rows:
             self._connection.execute(instances.insert(), self._rows)
+        self._write_repeats()
         for series_id, (count, size) in self._grown.items():
             self._connection.execute(
                 sa.update(series)
@@ -193,14 +212,64 @@ class _Recorder:
                     due=sa.case((series.c.due < due, series.c.due), else_=sa.literal(due, series.c.due.type)),
                     dropped=None,
                     version=series.c.version + 1,
+                    **({"forced": self._forced[series_id]} if series_id in self._forced else {}),
                 )
             )
         grown = sa.select(series.c.study_id).where(series.c.id.in_(list(self._grown)))
         self._connection.execute(sa.update(studies).where(studies.c.id.in_(grown)).values(last_received=self._now))
+        if self._grown and due <= self._now + _SOON:
+            Ledger.announce(self._connection, "series")
+        for calling_ae in sorted(self._received):  # last, and in one order: all receivers write these rows
+            _add_to_received(self._connection, calling_ae, *self._received[calling_ae])
+
+    def hold(self, reason: str) -> None:
+        """Leave the series that grew to a person; one that waits for one already keeps its first reason."""
+        for series_id in self._grown:
+            changed = self._connection.execute(
+                sa.update(series).where(series.c.id == series_id, series.c.held == "").values(held=reason)
+            ).rowcount
+            if changed:
+                study_id = self._connection.execute(
+                    sa.select(series.c.study_id).where(series.c.id == series_id)
+                ).scalar_one()
+                write_event(
+                    self._connection, "series.held", now=self._now,
+                    subject=Subject(study_id=study_id, series_id=series_id), reason=reason,
+                )  # fmt: skip
+
+    def _write_repeats(self) -> None:
+        """A count for each instance, and one event for each series: a study sent again is told once for a batch."""
+        if self._repeated:
+            self._connection.execute(
+                sa.update(instances)
+                .where(instances.c.id == sa.bindparam("repeat_of"))
+                .values(repeats=instances.c.repeats + sa.bindparam("times"), repeated=self._now),
+                [{"repeat_of": key, "times": times} for key, times in sorted(self._repeated.items())],
+            )
+        for subject, associations in self._repeats.items():
+            write_event(
+                self._connection, "instance.repeat", now=self._now, subject=subject,
+                count=associations.total(), associations=sorted(filter(None, associations)),
+            )  # fmt: skip
 
 
-def _about(subject: Subject, instance_id: str) -> Subject:
-    return Subject(study_id=subject.study_id, series_id=subject.series_id, instance_id=instance_id)
+def _about_series(subject: Subject) -> Subject:
+    return Subject(study_id=subject.study_id, series_id=subject.series_id)
+
+
+def _add_to_received(connection: Connection, calling_ae: str, count: int, size_bytes: int, repeats: int) -> None:
+    insert_ignoring(
+        connection, received, [{"calling_ae": calling_ae, "instances": 0, "size_bytes": 0, "repeats": 0}]
+    )  # fmt: skip
+    connection.execute(
+        sa.update(received)
+        .where(received.c.calling_ae == calling_ae)
+        .values(
+            instances=received.c.instances + count,
+            size_bytes=received.c.size_bytes + size_bytes,
+            repeats=received.c.repeats + repeats,
+        )
+    )
 
 
 def _instance_row(arrival: Arrival, series_id: int, digest: bytes) -> dict[str, Any]:
@@ -218,6 +287,7 @@ def _instance_row(arrival: Arrival, series_id: int, digest: bytes) -> dict[str, 
         "received": instance.received,
         "superseded_by": None,
         "repeats": 0,
+        "repeated": None,
         "flags": " ".join(arrival.flags),
     }
 
@@ -287,7 +357,7 @@ def _ensure_series(
         [series_row(*key, firsts[key].tags, firsts[key].origin, now=now) for key in sorted(firsts)],
     )
     rows = connection.execute(
-        sa.select(series.c.study_id, series.c.series_instance_uid, series.c.id)
+        sa.select(series.c.study_id, series.c.series_instance_uid, series.c.id, series.c.reduced)
         .where(
             series.c.study_id.in_(list(study_ids.values())),
             series.c.series_instance_uid.in_([uid for _, uid in firsts]),
@@ -295,8 +365,13 @@ def _ensure_series(
         )
         .order_by(series.c.id)
         .with_for_update()
-    )
-    return {(study_id, uid): series_id for study_id, uid, series_id in rows}
+    ).all()
+    for row in rows:
+        first = firsts.get((row.study_id, row.series_instance_uid))
+        if row.reduced and first is not None:  # rules are asked of all its tags
+            tags = first.tags.to_json()
+            connection.execute(sa.update(series).where(series.c.id == row.id).values(tags=tags, reduced=False))
+    return {(row.study_id, row.series_instance_uid): row.id for row in rows}
 
 
 def series_row(

@@ -1,7 +1,9 @@
 """Which series are over, and the end of their files: marked first, removed after, so that a kill is mended."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -13,8 +15,18 @@ from talaria.store.schema import case_series, cases, events, instances, job_seri
 
 #: Looked at in one go.
 _MOST = 1000
+#: Series whose files are told in one go.
+_MOST_CONDEMNED = 100
 #: A study case that may still want the files of its series.
 _COLLECTING = sa.and_(cases.c.series_id == 0, sa.or_(cases.c.state == CaseState.COLLECTING, cases.c.due.is_not(None)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """How far a walk along the kept series has come: they go by when they last grew."""
+
+    moment: datetime
+    series_id: int
 
 
 class Cleaning:
@@ -23,9 +35,14 @@ class Cleaning:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def candidates(self, *, spool: str, before: datetime, after: int = 0) -> tuple[list[Candidate], int | None]:
+    def candidates(
+        self, *, spool: str, before: datetime, after: Place | None = None
+    ) -> tuple[list[Candidate], Place | None]:
         """
-        Series that nothing is to happen to any more.
+        Series that nothing is to happen to any more, those that last grew longest ago first.
+
+        A walk reads only what still has files, and as much of that as the caller asks for. None ended before it last
+        grew, so one that grew after a moment cannot have ended before it.
 
         Args:
             spool: Whose files.
@@ -36,23 +53,8 @@ class Cleaning:
             Series by how their cases and jobs ended, and where to go on; None at the end.
         """
         with self._ledger.reading() as connection:
-            rows = connection.execute(
-                sa.select(
-                    series.c.id, series.c.study_id, series.c.size_bytes, series.c.last_received, series.c.origin_job
-                )
-                .where(
-                    series.c.id > after,
-                    series.c.dropped.is_(None),
-                    series.c.last_received <= before,
-                    series.c.settled,
-                    series.c.due.is_(None),
-                    sa.select(instances.c.id)
-                    .where(instances.c.series_id == series.c.id, instances.c.spool == spool)
-                    .exists(),
-                )
-                .order_by(series.c.id)
-                .limit(_MOST)
-            ).all()
+            walked = connection.execute(_kept(spool, before=before, after=after)).all()
+            rows = [row for row in walked if row.settled and row.due is None and row.is_here]
             ids = [row.id for row in rows]
             standings = _standings(
                 rows,
@@ -79,7 +81,8 @@ class Cleaning:
             for row in rows
             if row.id in standings
         ]
-        return found, (rows[-1].id if len(rows) == _MOST else None)
+        last = walked[-1] if len(walked) == _MOST else None
+        return found, None if last is None else Place(moment=last.last_received, series_id=last.id)
 
     def last_event(self) -> datetime | None:
         """When the last event was written."""
@@ -121,8 +124,8 @@ class Cleaning:
                 sa.update(series)
                 .where(series.c.id == candidate.id)
                 .values(
-                    dropped=now, dropping=True, asked="[]", settled=False, instances=0, size_bytes=0,
-                    version=series.c.version + 1,
+                    dropped=now, dropping=True, asked="[]", settled=False, forced="", held="",
+                    instances=0, size_bytes=0, version=series.c.version + 1,
                 )
             )  # fmt: skip
             over = sa.and_(cases.c.study_id == row.study_id, cases.c.series_id == 0, ~_has_files(row.study_id))
@@ -137,13 +140,23 @@ class Cleaning:
             )  # fmt: skip
         return True
 
-    def condemned(self, *, spool: str) -> dict[int, list[str]]:
-        """Files marked to go and perhaps not gone yet, by series."""
+    def condemned(self, *, spool: str, after: int = 0) -> dict[int, list[str]]:
+        """Files marked to go and perhaps not gone yet, by series; the next series after a number, some at a time."""
+        marked = sa.and_(
+            instances.c.series_id == series.c.id, instances.c.dropped.is_not(None), instances.c.spool == spool
+        )
+        some = (
+            sa.select(series.c.id)
+            .where(_IS_DROPPING, series.c.id > after, sa.select(instances.c.id).where(marked).exists())
+            .order_by(series.c.id)
+            .limit(_MOST_CONDEMNED)
+        )
         with self._ledger.reading() as connection:
+            ids = list(connection.execute(some).scalars())
             rows = connection.execute(
                 sa.select(instances.c.series_id, instances.c.id)
-                .join(series, series.c.id == instances.c.series_id)
-                .where(series.c.dropping, instances.c.dropped.is_not(None), instances.c.spool == spool)
+                .where(instances.c.series_id.in_(ids), instances.c.dropped.is_not(None), instances.c.spool == spool)
+                .order_by(instances.c.series_id, instances.c.id)
             ).all()
         found: dict[int, list[str]] = {}
         for row in rows:
@@ -154,6 +167,28 @@ class Cleaning:
         """The files of a marked series are gone."""
         with self._ledger.writing("cleaning.gone") as connection:
             connection.execute(sa.update(series).where(series.c.id == series_id).values(dropping=False))
+
+
+#: As the indexes say it: a bound value in its place, and they are not used.
+_IS_DROPPING = sa.text("series.dropping")
+
+
+def _kept(spool: str, *, before: datetime, after: Place | None) -> sa.Select[Any]:
+    """The next series that have files, with what decides whether they are over."""
+    here = sa.select(instances.c.id).where(instances.c.series_id == series.c.id, instances.c.spool == spool).exists()
+    statement = (
+        sa.select(
+            series.c.id, series.c.study_id, series.c.size_bytes, series.c.last_received, series.c.settled,
+            series.c.due, here.label("is_here"),
+        )
+        .where(series.c.dropped.is_(None), series.c.last_received <= before)
+        .order_by(series.c.last_received, series.c.id)
+        .limit(_MOST)
+    )  # fmt: skip
+    if after is None:
+        return statement
+    place = sa.tuple_(sa.literal(after.moment, series.c.last_received.type), sa.literal(after.series_id))
+    return statement.where(sa.tuple_(series.c.last_received, series.c.id) > place)
 
 
 def _has_files(study_id: int) -> sa.ColumnElement[bool]:

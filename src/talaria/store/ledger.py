@@ -4,9 +4,12 @@ import contextlib
 import json
 import os
 import sqlite3
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from talaria.failpoint import failpoint
-from talaria.model.errors import ConfigError, LedgerAway
+from talaria.model.errors import ConfigError, LedgerAway, WrongSchema
 from talaria.store import schema
 from talaria.store.spool import new_ulid
 
@@ -28,8 +31,37 @@ AnyRow = Row[*tuple[Any, ...]]
 _BUSY_SECONDS = 30
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """
+    How long a database server may take before it counts as away, and how many connections a process has to it.
+
+    A dozen processes, each with one connection more to listen, fit the hundred that PostgreSQL has by default.
+    """
+
+    connect: timedelta = timedelta(seconds=5)
+    """To be connected, or to answer whether a connection still works; whole seconds."""
+    statement: timedelta = timedelta(seconds=20)
+    """The server ends a statement that takes longer; 0: never."""
+    lock: timedelta = timedelta(seconds=10)
+    """The server ends a statement that waits longer for a row."""
+    idle: timedelta = timedelta(seconds=60)
+    """The server ends a transaction that stands still for longer: its process is stopped, or gone without a word."""
+    answer: timedelta = timedelta(seconds=30)
+    """A connection on which nothing comes for longer is given up: the server hangs, or the network swallows all."""
+    turn: timedelta = timedelta(seconds=5)
+    """To be handed a connection that another thread gives back."""
+    connections: int = 6
+
+
+#: For upkeep, where a statement may take as long as it takes.
+UNHURRIED = Bounds(statement=timedelta(0), lock=timedelta(minutes=1), idle=timedelta(0), answer=timedelta(days=1))
+
+
 #: What makes a transaction of PostgreSQL see one state of things; one of SQLite always does.
 _ONE_STATE = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+#: What saves PostgreSQL the beginning and the end of a transaction.
+_NO_TRANSACTION = {"isolation_level": "AUTOCOMMIT"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,32 +82,74 @@ class Ledger:
     Used by any number of threads. Every method that touches it raises `LedgerAway` when it cannot be reached.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, bounds: Bounds | None = None) -> None:
         self.engine = engine
+        self._is_sqlite = engine.dialect.name == "sqlite"
+        self._glancer = engine.execution_options(**({"plain": True} if self._is_sqlite else _NO_TRANSACTION))
+        bounds = bounds or Bounds()
+        self._turns: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self._is_sqlite:
+            self._pen: contextlib.AbstractContextManager[None] = _Turns(
+                1, timedelta(seconds=_BUSY_SECONDS), f"ledger {self.name}: is busy: others write all the time"
+            )
+        else:
+            why = f"ledger {self.name}: all its connections are taken; is a server or a query slow?"
+            self._pen = self._turns = _Turns(bounds.connections, bounds.turn, why)
         self._writer = engine.execution_options(writer=True)
+        self._hasty = engine.execution_options(writer=True, hasty=True)
         self._reader = engine if engine.dialect.name == "sqlite" else engine.execution_options(**_ONE_STATE)
 
     # -- opening --
 
     @classmethod
-    def open(cls, url: str) -> "Ledger":
+    def open(cls, url: str, *, bounds: Bounds | None = None) -> "Ledger":
         """
         Open the ledger at *url*; nothing is read yet.
+
+        Args:
+            url: As SQLAlchemy has it; `postgresql:` means psycopg 3.
+            bounds: Of a server; the usual ones if none are given.
 
         Raises:
             ConfigError: The URL is not understood, or its driver is not installed.
         """
-        return cls(_engine(url))
+        return cls(_engine(url, bounds or Bounds()), bounds)
 
     def migrate(self, *, now: datetime) -> None:
-        """Bring the schema up to this code's, from nothing or from an older one; gives a new ledger its identity."""
+        """
+        Bring the schema up to this code's, from nothing or from an older one, whole or not at all.
+
+        A new ledger gets its identity with it. Of two that do it at once the second finds it done.
+        """
         from talaria.store.migrations.steps import upgrade  # Alembic takes 0.4 s to import, and few commands need it
 
-        with self._answering():
-            with self.engine.connect() as connection:
-                upgrade(connection)
-            with self.writing("ledger.found") as connection:
-                insert_ignoring(connection, schema.facts, [{"name": "identity", "value": new_ulid(now)}])
+        with self.unhurried() as unhurried, unhurried.writing("ledger.migrate") as connection:
+            upgrade(connection)
+            insert_ignoring(connection, schema.facts, [{"name": "identity", "value": new_ulid(now)}])
+
+    def step(self) -> str | None:
+        """The last step of the schema that this ledger has taken; None where it has no tables yet."""
+        with self._answering(), self.engine.connect() as connection:
+            has_one = sa.inspect(connection).has_table("alembic_version")
+            versions = sa.table("alembic_version", sa.column("version_num", sa.String))
+            return connection.execute(sa.select(versions.c.version_num)).scalar() if has_one else None
+
+    def known_step(self) -> str:
+        """
+        The same, where it is this code's or an older one.
+
+        Raises:
+            ConfigError: It is newer, or there are no tables; says what to do.
+        """
+        found = self.step()
+        if found is None:
+            raise ConfigError(f"ledger {self.name}: has no tables yet; run `talaria init`")
+        if found > schema.REVISION:
+            raise WrongSchema(
+                f"ledger {self.name}: schema {found} was made by a newer Talaria than this one, which knows "
+                f"{schema.REVISION}; install that version again, or restore the backup made before the upgrade"
+            )
+        return found
 
     def verify_schema(self) -> None:
         """
@@ -84,33 +158,47 @@ class Ledger:
         Raises:
             ConfigError: It is older, newer, or not there at all; says what to do.
         """
-        with self._answering(), self.engine.connect() as connection:
-            has_one = sa.inspect(connection).has_table("alembic_version")
-            versions = sa.table("alembic_version", sa.column("version_num", sa.String))
-            found = connection.execute(sa.select(versions.c.version_num)).scalar() if has_one else None
-        if found == schema.REVISION:
-            return
-        if found is None:
-            raise ConfigError(f"ledger {self.name}: has no tables yet; run `talaria init`")
-        if found > schema.REVISION:
-            raise ConfigError(
-                f"ledger {self.name}: schema {found} was made by a newer Talaria than this one, which knows "
-                f"{schema.REVISION}; install that version again, or restore the backup made before the upgrade"
+        found = self.known_step()
+        if found != schema.REVISION:
+            raise WrongSchema(
+                f"ledger {self.name}: schema {found} is older than this Talaria's {schema.REVISION}; "
+                "stop the services and run `talaria db migrate`"
             )
-        raise ConfigError(
-            f"ledger {self.name}: schema {found} is older than this Talaria's {schema.REVISION}; run `talaria init`"
-        )
+
+    @contextlib.contextmanager
+    def unhurried(self) -> Iterator["Ledger"]:
+        """The same one for upkeep, where a statement may take as long as it takes."""
+        if self._is_sqlite:
+            yield self
+            return
+        with contextlib.closing(Ledger(_engine(self.engine.url, UNHURRIED))) as ledger:
+            yield ledger
 
     @property
     def name(self) -> str:
         """The database's address without its password."""
         return self.engine.url.render_as_string(hide_password=True)
 
+    @property
+    def has_server(self) -> bool:
+        """Whether a server keeps it, for any number of hosts; not so SQLite."""
+        return not self._is_sqlite
+
     def identity(self) -> str:
         """Which ledger this is: a ULID, given when it was made."""
         with self.reading() as connection:
             fact = sa.select(schema.facts.c.value).where(schema.facts.c.name == "identity")
             return str(connection.execute(fact).scalar_one())
+
+    def is_damaged(self) -> bool:
+        """Whether SQLite cannot read its own file, or finds it at odds with itself; all of it is looked at."""
+        if not self._is_sqlite:
+            return False
+        try:
+            with self.engine.connect() as connection:
+                return bool(connection.exec_driver_sql("PRAGMA quick_check(1)").scalar() != "ok")
+        except sa.exc.DatabaseError as error:
+            return _is_damaged(error)
 
     def close(self) -> None:
         """Give all connections back."""
@@ -121,19 +209,34 @@ class Ledger:
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that sees one state of things and changes nothing."""
-        with self._answering(), self._reader.begin() as connection:
+        with self._answering(), self._turns, self._reader.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[Connection]:
+    def glancing(self) -> Iterator[Connection]:
+        """For one statement that changes nothing: the cheapest way to look."""
+        with self._answering(), self._turns, self._glancer.connect() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def writing(self, name: str, *, is_synced: bool = True) -> Iterator[Connection]:
         """
         A transaction that is whole or nothing; on SQLite it has the pen from its beginning.
 
-        Its *name*, `ROOM.ACT`, is that of two fail points: `NAME.written` and `NAME.committed`.
+        Args:
+            name: `ROOM.ACT`: that of two fail points, `NAME.written` and `NAME.committed`.
+            is_synced: Whether it outlasts a power cut from its end on. One that need not is several times as fast;
+                it does outlast the death of every process, and a power cut as soon as a later one is synced.
         """
-        with self._answering(), self._writer.begin() as connection:
-            yield connection
-            failpoint(f"{name}.written")
+        writer = self._writer if is_synced else self._hasty
+        with self._answering(), self._pen, writer.connect() as connection:
+            with connection.begin():
+                connection.info.pop(_NEWS, None)  # of one that was rolled back
+                if not (is_synced or self._is_sqlite):
+                    connection.execute(_HASTILY)
+                yield connection
+                failpoint(f"{name}.written")
+            self._tell(connection)
         failpoint(f"{name}.committed")
 
     @contextlib.contextmanager
@@ -142,33 +245,139 @@ class Ledger:
             yield
         except sa.exc.TimeoutError as error:
             raise LedgerAway(f"ledger {self.name}: all its connections are taken: {error}") from error
+        except sa.exc.InvalidatePoolError as error:
+            raise LedgerAway(f"ledger {self.name}: its connections broke, and new ones cannot be had") from error
         except sa.exc.DatabaseError as error:
             if not _is_away(error):
                 raise
-            reason = str(error.orig).partition("\n")[0]
-            raise LedgerAway(f"ledger {self.name}: cannot be used now: {reason}") from error
+            reason = str(error.orig).strip().partition("\n")[0]
+            if _is_damaged(error):
+                raise LedgerAway(f"ledger {self.name}: its file is damaged ({reason}); {_WHEN_DAMAGED}") from error
+            raise LedgerAway(f"ledger {self.name}: cannot be used now: {reason}{_advice(reason)}") from error
         except sa.exc.InterfaceError as error:
             raise LedgerAway(f"ledger {self.name}: cannot be reached: {error.orig}") from error
 
+    # -- news --
+
+    @staticmethod
+    def announce(connection: Connection, topic: str) -> None:
+        """
+        Say that there is work for others, when this transaction of `writing` is committed.
+
+        Once per transaction, however often it is called. On SQLite there is nothing to say: every commit is seen.
+
+        Args:
+            connection: Of the transaction.
+            topic: What there is to do: a job's kind, or `series`, `rulebook`, `pauses`.
+        """
+        connection.info.setdefault(_NEWS, set()).add(topic)
+
+    def _tell(self, connection: Connection) -> None:
+        topics = connection.info.pop(_NEWS, None)
+        if topics and not self._is_sqlite:
+            from talaria.store import postgresql  # needs psycopg, which is optional
+
+            postgresql.tell(connection.connection.dbapi_connection, topics)
+
     @contextlib.contextmanager
-    def watch(self) -> Iterator[Callable[[], int | None]]:
-        """A cheap question: a number that changes when any other connection committed; None where none can tell."""
-        if self.engine.dialect.name != "sqlite":
-            yield lambda: None
-            return
+    def watch(self) -> Iterator[Callable[[timedelta], bool]]:
+        """
+        Listen: what is handed out waits for up to a length of time, and says whether there are news.
+
+        On SQLite any commit of another connection is news, on PostgreSQL what was announced. For one thread, which
+        has a connection to itself for as long as it listens; nothing that happens after it began is missed.
+        """
         with self._answering(), self.engine.connect() as connection:
-            raw = connection.connection.dbapi_connection
-            assert raw is not None
-            cursor = raw.cursor()
+            if self._is_sqlite:
+                yield _Versions(connection.connection.dbapi_connection, name=self.name)
+                return
+            from talaria.store import postgresql  # needs psycopg, which is optional
 
-            def version() -> int:
-                try:
-                    cursor.execute("PRAGMA data_version")
-                    return int((cursor.fetchone() or (0,))[0])
-                except sqlite3.Error as error:
-                    raise LedgerAway(f"ledger {self.name}: cannot be watched: {error}") from error
+            connection.detach()  # the pool is for those who come and go
+            yield postgresql.Ear(connection.connection.dbapi_connection, name=self.name)
 
-            yield version
+    def server_time(self) -> datetime | None:
+        """What the database server's clock says; None where there is no server."""
+        if self._is_sqlite:
+            return None
+        with self.glancing() as connection:
+            now = connection.execute(_SERVER_TIME).scalar_one()
+        assert isinstance(now, datetime)
+        return now
+
+
+_SERVER_TIME = sa.select(sa.func.clock_timestamp())
+#: For one transaction.
+_HASTILY = sa.text("SET LOCAL synchronous_commit = off")
+#: Where a connection keeps what its transaction announces.
+_NEWS = "talaria.news"
+#: How long the version of a SQLite database goes unread while somebody listens.
+_LISTEN_SECONDS = 0.05
+
+
+class _Versions:
+    """Whether another connection has committed to a SQLite database."""
+
+    def __init__(self, connection: object, *, name: str) -> None:
+        assert isinstance(connection, sqlite3.Connection)
+        self._cursor, self._name = connection.cursor(), name
+        self._seen = self._version()
+
+    def __call__(self, length: timedelta) -> bool:
+        """Wait up to so long; whether there are news."""
+        end = time.monotonic() + length.total_seconds()
+        while (found := self._version()) == self._seen:
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(left, _LISTEN_SECONDS))
+        self._seen = found
+        return True
+
+    def _version(self) -> int:
+        try:
+            self._cursor.execute("PRAGMA data_version")
+            return int((self._cursor.fetchone() or (0,))[0])
+        except sqlite3.Error as error:
+            raise LedgerAway(f"ledger {self._name}: cannot be watched: {error}") from error
+
+
+class _Turns:
+    """
+    Lets so many threads of this process through at a time, in the order in which they came.
+
+    SQLite has one pen, and those that find it taken sleep and try again (`sqliteDefaultBusyCallback` in its main.c):
+    here one is woken the moment another is done. A pool of connections hands one that came back to whoever asks
+    first, and that is mostly who gave it back: others may wait for ever.
+    """
+
+    def __init__(self, places: int, patience: timedelta, why: str) -> None:
+        self._free, self._patience, self._why = places, patience, why
+        self._waiting: deque[threading.Lock] = deque()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            place = threading.Lock()
+            place.acquire()
+            self._waiting.append(place)
+        if place.acquire(timeout=self._patience.total_seconds()):
+            return
+        with self._lock:
+            if place not in self._waiting:  # it was handed over in this very moment
+                return
+            self._waiting.remove(place)
+        raise LedgerAway(self._why)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._free += 1
 
 
 def _is_away(error: sa.exc.DatabaseError) -> bool:
@@ -176,7 +385,34 @@ def _is_away(error: sa.exc.DatabaseError) -> bool:
     return isinstance(error, sa.exc.OperationalError | sa.exc.InternalError) or type(error) is sa.exc.DatabaseError
 
 
-def _engine(url: str) -> Engine:
+#: What a person does about a damaged file; whatever arrives meanwhile waits in the spool.
+_WHEN_DAMAGED = (
+    "stop the services, then `talaria db restore FILE --replace` with the last backup, or `talaria db rebuild` "
+    "without one"
+)
+
+
+def _is_damaged(error: sa.exc.DatabaseError) -> bool:
+    """Whether SQLite cannot read its own file: SQLITE_CORRUPT or SQLITE_NOTADB."""
+    code = getattr(error.orig, "sqlite_errorcode", 0) or 0
+    return code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+#: What a person can do about it; the words are those of the server, whatever language it speaks else.
+_ADVICE = (
+    ("password authentication failed", "check user and password in database_url"),
+    ("too many clients", "raise its max_connections, or run fewer processes"),
+    ("remaining connection slots", "raise its max_connections, or run fewer processes"),
+    ("read-only transaction", "it takes no changes now: is it a standby, or set to read-only?"),
+    ("readonly database", "it takes no changes now: check the rights on its file and folder"),
+)
+
+
+def _advice(reason: str) -> str:
+    return next((f"; {advice}" for words, advice in _ADVICE if words in reason), "")
+
+
+def _engine(url: str | sa.engine.URL, bounds: Bounds) -> Engine:
     try:
         address = sa.engine.make_url(url)
         if address.drivername == "postgresql":
@@ -195,7 +431,9 @@ def _engine(url: str) -> Engine:
             event.listen(engine, "connect", _tune_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
             return engine
-        return sa.create_engine(address, pool_size=4, max_overflow=60, pool_pre_ping=True, hide_parameters=True)
+        from talaria.store import postgresql  # needs psycopg, which is optional
+
+        return postgresql.create_engine(address, bounds)
     except (sa.exc.ArgumentError, ValueError) as error:
         raise ConfigError("database_url: not understood; say sqlite:///PATH or postgresql://USER@HOST/NAME") from error
     except ModuleNotFoundError as error:
@@ -219,7 +457,13 @@ def _tune_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> N
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("writer", False)
+    options = connection.get_execution_options()
+    if options.get("plain", False):
+        return
+    writes, hasty = options.get("writer", False), options.get("hasty", False)
+    if writes and hasty != connection.info.get("hasty", False):
+        connection.exec_driver_sql(f"PRAGMA synchronous={'NORMAL' if hasty else 'FULL'}")
+        connection.info["hasty"] = hasty
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
@@ -247,6 +491,10 @@ def insert_one(connection: Connection, table: Table, **values: Any) -> int:
     return int(key[0])
 
 
+#: Made once, and without asking for the new key: it is the most frequent statement of all.
+_NEW_EVENT = schema.events.insert().inline()
+
+
 def write_event(  # the one door to the event log
     connection: Connection,
     kind: str,
@@ -258,15 +506,16 @@ def write_event(  # the one door to the event log
 ) -> None:
     """Add to the event log, in the transaction of what happened. *detail* holds no patient data and no secret."""
     connection.execute(
-        schema.events.insert().values(
-            time=now,
-            kind=kind,
-            actor=actor,
-            study_id=subject.study_id or None,
-            series_id=subject.series_id or None,
-            instance_id=subject.instance_id or None,
-            case_id=subject.case_id or None,
-            job_id=subject.job_id or None,
-            detail=json.dumps(detail, ensure_ascii=False, separators=(",", ":")),
-        )
+        _NEW_EVENT,
+        {
+            "time": now,
+            "kind": kind,
+            "actor": actor,
+            "study_id": subject.study_id or None,
+            "series_id": subject.series_id or None,
+            "instance_id": subject.instance_id or None,
+            "case_id": subject.case_id or None,
+            "job_id": subject.job_id or None,
+            "detail": json.dumps(detail, ensure_ascii=False, separators=(",", ":")),
+        },
     )

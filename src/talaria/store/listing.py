@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
@@ -12,25 +12,41 @@ from sqlalchemy import Connection
 from talaria.model.errors import Refused
 from talaria.model.job import Job, Kind, State
 from talaria.model.plan import CaseState
+from talaria.store.history import instance_history
 from talaria.store.jobs import as_job, job_columns
 from talaria.store.ledger import AnyRow, Ledger
 from talaria.store.schema import (
+    ARRIVING,
+    OPEN,
     cases,
     deliveries,
     events,
     instances,
+    job_series,
     jobs,
-    outcomes,
+    received,
     runs,
     series,
     studies,
     workers,
 )
+from talaria.store.selection import Selection
 
 Item = TypeVar("Item")
 
 #: No page is longer.
 PAGE = 500
+#: Of what fits one of several conditions so many are read, one window after the other, to find what fits the others;
+#: then the page is given as it is, short, and the next begins where this one stopped reading.
+_WINDOWS = (200, 2_000, 10_000, 20_000)
+#: Ids grow with time, but for a clock that was set back by no more than this.
+_DISORDER = timedelta(days=1)
+#: The same of studies, whose state is found by reading their parts.
+_STUDY_WINDOWS = (100, 400, 500, 500)
+#: A state that more parts are in is common: studies in it are found by reading studies.
+_RARE = 5_000
+#: Studies with the same patient ID or accession number are found up to this many, the newest.
+_MOST_FOUND = 5_000
 
 #: How a study is said to stand when its parts stand differently: the first of these that any part is in.
 _WORST_FIRST = (
@@ -210,7 +226,9 @@ class Listing:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def studies(self, *, limit: int = 50, after: str | None = None, state: str | None = None) -> Page[StudyLine]:
+    def studies(
+        self, *, limit: int = 50, after: str | None = None, state: str | None = None, find: str | None = None
+    ) -> Page[StudyLine]:
         """
         Studies, the one heard of last first.
 
@@ -218,21 +236,28 @@ class Listing:
             limit: Lines wanted, at most `PAGE`.
             after: Where the page before ended.
             state: Only those; a page may then be shorter than *limit* though more follow.
+            find: Only those with exactly this as UID, as UID of a series, as accession number or as patient ID.
         """
-        statement = sa.select(studies).order_by(studies.c.last_received.desc(), studies.c.id.desc())
-        if after is not None:
-            moment, study_id = _cursor(after)
-            statement = statement.where(
-                sa.tuple_(studies.c.last_received, studies.c.id)
-                < sa.tuple_(sa.literal(moment, studies.c.last_received.type), sa.literal(study_id))
-            )
+        place, wanted = None if after is None else _cursor(after), _bounded(limit)
         with self._ledger.reading() as connection:
-            rows = connection.execute(statement.limit(_bounded(limit) + 1)).all()
-            shown = rows[: _bounded(limit)]
-            lines = _study_lines(connection, shown)
-        more = len(rows) > len(shown)
-        last = f"{shown[-1].last_received:%Y-%m-%dT%H:%M:%S.%fZ}~{shown[-1].id}" if more else None
-        return Page(items=tuple(line for line in lines if state in {None, line.state}), next=last)
+            statement = sa.select(studies).order_by(studies.c.last_received.desc(), studies.c.id.desc())
+            if find is not None:
+                statement = statement.where(studies.c.id.in_(_ids_of(find)))
+            parts = None if state is None else _rare_parts(connection, state)
+            if parts is not None:
+                statement = statement.where(studies.c.id.in_(parts))
+            items: list[StudyLine] = []
+            for most in (wanted,) if state is None else _STUDY_WINDOWS:
+                rows = connection.execute(_below(statement, place).limit(most + 1)).all()
+                shown = rows[:most]
+                for row, line in zip(shown, _study_lines(connection, shown), strict=True):
+                    place = (row.last_received, row.id)
+                    items += [line] if state in {None, line.state} else []
+                    if len(items) == wanted:
+                        return Page(items=tuple(items), next=None if row is rows[-1] else _cursor_text(place))
+                if len(rows) == len(shown):
+                    return Page(items=tuple(items), next=None)
+        return Page(items=tuple(items), next=None if place is None else _cursor_text(place))
 
     def study(self, study_uid: str) -> StudyLife:
         """
@@ -263,39 +288,40 @@ class Listing:
         rule: str | None = None,
         target: str | None = None,
         kind: str | None = None,
+        selection: Selection | None = None,
         limit: int = 50,
         after: str | None = None,
     ) -> Page[Job]:
-        """Jobs, the newest first, by what is given."""
-        wanted = {jobs.c.state: state, jobs.c.rule: rule, jobs.c.target: target, jobs.c.kind: kind}
-        statement = job_columns().order_by(jobs.c.id.desc())
-        for column, value in wanted.items():
-            if value is not None:
-                statement = statement.where(column == value)
-        if after is not None:
-            statement = statement.where(jobs.c.id < _number(after))
+        """
+        Jobs, the newest first.
+
+        Args:
+            state, rule, target, kind: Only those that fit all that are given.
+            selection: The same and more, in place of these.
+            limit: Lines wanted, at most `PAGE`; several conditions at once may give fewer though more follow.
+            after: Where the page before ended.
+        """
+        chosen = selection or Selection(state=state, rule=rule, target=target, kind=kind)
         with self._ledger.reading() as connection:
-            rows = connection.execute(statement.limit(_bounded(limit) + 1)).all()
-        shown = rows[: _bounded(limit)]
-        return Page(
-            items=tuple(as_job(row) for row in shown), next=str(shown[-1].id) if len(rows) > len(shown) else None
-        )
+            rows, place = _walk(connection, chosen, job_columns(), limit=_bounded(limit), after=after)
+        return Page(items=tuple(as_job(row) for row in rows), next=place)
 
     def deliveries(
-        self, *, target: str | None = None, state: str | None = None, limit: int = 50, after: str | None = None
+        self,
+        *,
+        target: str | None = None,
+        state: str | None = None,
+        selection: Selection | None = None,
+        limit: int = 50,
+        after: str | None = None,
     ) -> Page[DeliveryLine]:
-        """Deliveries, the newest first."""
-        conditions: list[sa.ColumnElement[bool]] = [sa.true()]
-        if target is not None:
-            conditions.append(deliveries.c.target == target)
-        if state is not None:
-            conditions.append(jobs.c.state == state)
-        if after is not None:
-            conditions.append(deliveries.c.job_id < _number(after))
+        """Deliveries, the newest first, by target and state or by the *selection* of their jobs; else as `jobs`."""
+        chosen = replace(selection or Selection(state=state, target=target), kind=Kind.DISPATCH)
+        if selection is not None and selection.kind not in {None, Kind.DISPATCH}:
+            return Page(items=(), next=None)
         with self._ledger.reading() as connection:
-            lines = _delivery_lines(connection, sa.and_(*conditions), limit=_bounded(limit) + 1)
-        shown = lines[: _bounded(limit)]
-        return Page(items=shown, next=str(shown[-1].job_id) if len(lines) > len(shown) else None)
+            rows, place = _walk(connection, chosen, _delivery_columns(), limit=_bounded(limit), after=after)
+        return Page(items=tuple(_delivery_line(row) for row in rows), next=place)
 
     def events(self, *, after: int = 0, limit: int = 100) -> tuple[EventLine, ...]:
         """Events after a number, the oldest first."""
@@ -308,27 +334,19 @@ class Listing:
             return int(connection.execute(sa.select(sa.func.coalesce(sa.func.max(events.c.id), 0))).scalar_one())
 
     def instance(self, sop_instance_uid: str) -> tuple[Mapping[str, Any], ...]:
-        """Every version of an instance and where it went; empty when it was never received."""
+        """Every version of an instance and its life, as `history` tells it; empty when it was never received."""
         with self._ledger.reading() as connection:
-            rows = connection.execute(
-                sa.select(instances, series.c.series_instance_uid, series.c.origin_job, studies.c.study_instance_uid)
-                .join(series, series.c.id == instances.c.series_id)
-                .join(studies, studies.c.id == series.c.study_id)
-                .where(instances.c.sop_instance_uid == sop_instance_uid)
-                .order_by(instances.c.id)
-            ).all()
-            return tuple(_instance_history(connection, row) for row in rows)
+            return instance_history(connection, sop_instance_uid)
 
     def queue(self) -> tuple[QueueLine, ...]:
         """What is not over, by kind and target."""
-        waiting = [state for state in State if state not in {State.DONE, State.CANCELLED}]
         with self._ledger.reading() as connection:
             rows = connection.execute(
                 sa.select(
                     jobs.c.kind, jobs.c.target, jobs.c.state, sa.func.count().label("number"),
                     sa.func.min(jobs.c.created).label("oldest"), sa.func.max(jobs.c.id).label("last"),
                 )
-                .where(jobs.c.state.in_(waiting))
+                .where(sa.text(OPEN))
                 .group_by(jobs.c.kind, jobs.c.target, jobs.c.state)
             ).all()  # fmt: skip
             reasons = dict(
@@ -349,14 +367,9 @@ class Listing:
         )
 
     def instances_received(self) -> Mapping[str, int]:
-        """Instances kept, by calling AE title."""
+        """Instances received over all time, by calling AE title; a copy that came again is not counted."""
         with self._ledger.reading() as connection:
-            rows = connection.execute(
-                sa.select(series.c.calling_ae, sa.func.sum(series.c.instances))
-                .where(series.c.origin_job == 0)
-                .group_by(series.c.calling_ae)
-            ).all()
-        return {ae: int(count) for ae, count in rows}
+            return dict(connection.execute(sa.select(received.c.calling_ae, received.c.instances)).all())
 
 
 def _bounded(limit: int) -> int:
@@ -375,6 +388,128 @@ def _cursor(after: str) -> tuple[datetime, int]:
         return datetime.fromisoformat(moment).astimezone(UTC), _number(number)
     except (ValueError, OverflowError):
         raise Refused(f"after={after[:40]!r} is not a place in this list; use `next` of the page before") from None
+
+
+def _cursor_text(place: tuple[datetime, int]) -> str:
+    return f"{place[0]:%Y-%m-%dT%H:%M:%S.%fZ}~{place[1]}"
+
+
+# -- studies --
+
+
+def _below(statement: sa.Select[Any], place: tuple[datetime, int] | None) -> sa.Select[Any]:
+    """The studies of a statement that come after a place."""
+    if place is None:
+        return statement
+    mark = sa.tuple_(sa.literal(place[0], studies.c.last_received.type), sa.literal(place[1]))
+    return statement.where(sa.tuple_(studies.c.last_received, studies.c.id) < mark)
+
+
+def _ids_of(name: str) -> sa.ScalarSelect[int]:
+    """Ids of studies that are called so: each way of calling has its index."""
+    ways = (
+        sa.select(studies.c.id).where(studies.c.study_instance_uid == name),
+        sa.select(series.c.study_id).where(series.c.series_instance_uid == name),
+        sa.select(studies.c.id).where(studies.c.accession_number == name),
+        sa.select(studies.c.id).where(studies.c.patient_id == name),
+    )
+    newest = [sa.select(way.order_by(way.selected_columns[0].desc()).limit(_MOST_FOUND).subquery()) for way in ways]
+    return sa.union_all(*newest).scalar_subquery()
+
+
+def _rare_parts(connection: Connection, state: str) -> sa.CompoundSelect[Any] | None:
+    """Ids of the studies that have a part in a state; None where so many have that reading studies finds them."""
+    if state == State.DONE:  # said of a study that has no part, too
+        return None
+    ways = [sa.select(jobs.c.study_id).where(jobs.c.state == state)]
+    ways.append(sa.select(cases.c.study_id).where(cases.c.state == state))
+    if state == "receiving":
+        ways = [sa.select(series.c.study_id).where(sa.text(ARRIVING))]
+    few = [sa.select(way.limit(_RARE + 1).subquery()) for way in ways]
+    counts = [connection.execute(sa.select(sa.func.count()).select_from(way.subquery())).scalar_one() for way in few]
+    return sa.union_all(*few) if sum(counts) <= _RARE else None
+
+
+# -- jobs and deliveries --
+
+
+def _walk(
+    connection: Connection, chosen: Selection, columns: sa.Select[Any], *, limit: int, after: str | None
+) -> tuple[list[AnyRow], str | None]:
+    """
+    The next jobs of a selection, the newest first, and where to go on.
+
+    One condition leads along its index; the others are asked of a window of what it gives. So a page costs the same
+    whatever is stored, and is short where a window after the other holds nothing that fits.
+    """
+    first, last = _id_span(connection, chosen)
+    last = last if after is None else min(last, _number(after) - 1)
+    lead, rest = _lead(chosen)
+    found: list[AnyRow] = []
+    for most in _WINDOWS if rest else (limit + 1,):
+        window = lead.where(jobs.c.id.between(first, last)).order_by(jobs.c.id.desc())
+        inner = window.limit(most).subquery()
+        fitting = columns.add_columns(jobs.c.id.label("number")).join(inner, inner.c.id == jobs.c.id).where(*rest)
+        found += connection.execute(fitting.order_by(jobs.c.id.desc()).limit(limit + 1 - len(found))).all()
+        if len(found) > limit:
+            return found[:limit], str(found[limit - 1].number)
+        span = sa.select(sa.func.count().label("read"), sa.func.min(inner.c.id).label("least")).select_from(inner)
+        reached = connection.execute(span).one()
+        if reached.read < most:
+            return found, None
+        last = reached.least - 1
+    return found, str(last + 1)
+
+
+def _lead(chosen: Selection) -> tuple[sa.Select[Any], list[sa.ColumnElement[bool]]]:
+    """Ids by the condition that leaves least, and the conditions that remain."""
+    ids = sa.select(jobs.c.id)
+    if chosen.ids:
+        return ids.where(jobs.c.id.in_(chosen.ids)), replace(chosen, ids=()).conditions()
+    if chosen.study_uid is not None:
+        lead = ids.where(*Selection(study_uid=chosen.study_uid).conditions())
+        return lead, replace(chosen, study_uid=None).conditions()
+    if chosen.series_uid is not None:
+        own = sa.select(job_series.c.job_id).join(series, series.c.id == job_series.c.series_id)
+        about = own.where(series.c.series_instance_uid == chosen.series_uid)
+        return ids.where(jobs.c.id.in_(about)), replace(chosen, series_uid=None).conditions()
+    names = ["rule", "target", "kind", "state"]
+    if chosen.state is not None and chosen.state != State.DONE:
+        names.insert(0, "state")
+    name = next((name for name in names if getattr(chosen, name) is not None), None)
+    if name is None:
+        return ids, chosen.conditions()
+    leading = {name, "kind"} if name == "target" else {name}  # nearly all that has a target is of one kind
+    others = {field.name: getattr(chosen, field.name) for field in fields(chosen) if field.name not in leading}
+    lead = ids.where(*(jobs.c[each] == getattr(chosen, each) for each in sorted(leading) if getattr(chosen, each)))
+    return lead, Selection(**others).conditions()
+
+
+def _id_span(connection: Connection, chosen: Selection) -> tuple[int, int]:
+    """Between which ids the jobs of a time are: found by halves, since ids grow with time."""
+    last = connection.execute(sa.select(sa.func.coalesce(sa.func.max(jobs.c.id), 0))).scalar_one()
+    first = 0 if chosen.since is None else _first_made(connection, chosen.since - _DISORDER, last)
+    if chosen.until is not None:
+        last = _first_made(connection, chosen.until + _DISORDER, last)
+    return first, last
+
+
+def _first_made(connection: Connection, moment: datetime, last: int) -> int:
+    """The least id from which on jobs were made at a moment or later; *last* if there is none."""
+    low, high = 0, last
+    while low < high:
+        middle = (low + high) // 2
+        made = connection.execute(
+            sa.select(jobs.c.created).where(jobs.c.id <= middle).order_by(jobs.c.id.desc()).limit(1)
+        ).scalar()
+        if made is None or made < moment:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+# -- lines --
 
 
 def _study_lines(connection: Connection, rows: Sequence[AnyRow]) -> tuple[StudyLine, ...]:
@@ -422,7 +557,8 @@ def _standings(connection: Connection, ids: Sequence[int]) -> dict[int, dict[str
     )  # fmt: skip
     for study_id in connection.execute(unsettled).scalars():
         parts[study_id].append(("receiving", ""))
-    for row in connection.execute(sa.select(cases).where(cases.c.study_id.in_(ids)).order_by(cases.c.id)):
+    of_cases = connection.execute(sa.select(cases).where(cases.c.study_id.in_(ids))).all()
+    for row in sorted(of_cases, key=lambda case: case.id):
         if row.state != CaseState.CLOSED:
             parts[row.study_id].append((row.state, row.reason))
         if row.rule and row.rule not in rules[row.study_id]:
@@ -451,7 +587,8 @@ def _series_lines(connection: Connection, study_id: int) -> tuple[SeriesLine, ..
         .scalar_subquery()
         .label("odd")
     )
-    rows = connection.execute(sa.select(series, odd).where(series.c.study_id == study_id).order_by(series.c.id))
+    columns = [column for column in series.c if column is not series.c.tags]
+    rows = connection.execute(sa.select(*columns, odd).where(series.c.study_id == study_id).order_by(series.c.id))
     return tuple(
         SeriesLine(
             series_uid=row.series_instance_uid,
@@ -494,40 +631,41 @@ def _case_lines(connection: Connection, study_id: int) -> tuple[CaseLine, ...]:
     )
 
 
-def _delivery_lines(
-    connection: Connection, condition: sa.ColumnElement[bool], *, limit: int = PAGE
-) -> tuple[DeliveryLine, ...]:
-    rows = connection.execute(
+def _delivery_columns() -> sa.Select[Any]:
+    return (
         sa.select(
             deliveries, jobs.c.state, jobs.c.attempt, jobs.c.reason, jobs.c.due, jobs.c.created, jobs.c.updated,
             jobs.c.rule, studies.c.study_instance_uid,
         )
-        .join(jobs, jobs.c.id == deliveries.c.job_id)
+        .select_from(jobs)
+        .join(deliveries, deliveries.c.job_id == jobs.c.id)
         .join(studies, studies.c.id == jobs.c.study_id)
-        .where(condition)
-        .order_by(deliveries.c.job_id.desc())
-        .limit(limit)
     )  # fmt: skip
-    return tuple(
-        DeliveryLine(
-            id=row.id,
-            job_id=row.job_id,
-            study_uid=row.study_instance_uid,
-            rule=row.rule,
-            target=row.target,
-            state=row.state,
-            sent=row.sent,
-            total=row.total,
-            attempt=row.attempt,
-            reason=row.reason,
-            due=row.due,
-            created=row.created,
-            updated=row.updated,
-            seconds=row.seconds,
-            size_bytes=row.size_bytes,
-        )
-        for row in rows
+
+
+def _delivery_line(row: AnyRow) -> DeliveryLine:
+    return DeliveryLine(
+        id=row.id,
+        job_id=row.job_id,
+        study_uid=row.study_instance_uid,
+        rule=row.rule,
+        target=row.target,
+        state=row.state,
+        sent=row.sent,
+        total=row.total,
+        attempt=row.attempt,
+        reason=row.reason,
+        due=row.due,
+        created=row.created,
+        updated=row.updated,
+        seconds=row.seconds,
+        size_bytes=row.size_bytes,
     )
+
+
+def _delivery_lines(connection: Connection, condition: sa.ColumnElement[bool]) -> tuple[DeliveryLine, ...]:
+    rows = connection.execute(_delivery_columns().where(condition).order_by(jobs.c.id.desc()).limit(PAGE))
+    return tuple(_delivery_line(row) for row in rows)
 
 
 def _run_lines(connection: Connection, study_id: int) -> tuple[RunLine, ...]:
@@ -579,42 +717,6 @@ def _event_lines(
         )
         for row in (reversed(rows) if newest else rows)
     )
-
-
-def _instance_history(connection: Connection, row: AnyRow) -> Mapping[str, Any]:
-    found = connection.execute(
-        sa.select(outcomes, deliveries.c.target, deliveries.c.job_id)
-        .join(deliveries, deliveries.c.id == outcomes.c.delivery_id)
-        .where(outcomes.c.instance_id == row.id)
-        .order_by(outcomes.c.time)
-    )
-    return {
-        "id": row.id,
-        "study_uid": row.study_instance_uid,
-        "series_uid": row.series_instance_uid,
-        "sop_instance_uid": row.sop_instance_uid,
-        "sop_class_uid": row.sop_class_uid,
-        "transfer_syntax_uid": row.transfer_syntax_uid,
-        "size_bytes": row.size_bytes,
-        "sha256": row.sha256.hex(),
-        "received": row.received,
-        "made_by_job": row.origin_job or None,
-        "superseded_by": row.superseded_by,
-        "repeats": row.repeats,
-        "flags": row.flags.split(),
-        "dropped": row.dropped,
-        "deliveries": [
-            {
-                "target": o.target, "job_id": o.job_id, "standing": o.standing, "status": o.status,
-                "detail": o.detail, "attempt": o.attempt, "times_sent": o.times_sent, "time": o.time,
-            }
-            for o in found
-        ],
-        "events": [
-            {"time": e.time, "kind": e.kind, "detail": e.detail}
-            for e in _event_lines(connection, events.c.instance_id == row.id, limit=PAGE)
-        ],
-    }  # fmt: skip
 
 
 def _queue_lines(rows: Sequence[AnyRow], reasons: Mapping[int, str]) -> tuple[QueueLine, ...]:

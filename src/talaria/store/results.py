@@ -1,22 +1,30 @@
-"""What modules made: their runs, and their DICOM outputs as derived series of the study they came from."""
+"""What modules made: their runs, what they found, and their DICOM outputs as derived series of the study."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from talaria.model.dicom import Instance, Origin, Tags
 from talaria.model.errors import Permanent
-from talaria.model.job import Extent, State
+from talaria.model.job import Extent, Kind, State
+from talaria.model.result import StepResult
 from talaria.store.arrivals import series_row, study_row
-from talaria.store.jobs import Claim, cancel_deliveries, dropped_of, instances_of
+from talaria.store.cases import not_sent
+from talaria.store.jobs import Claim, NewJob, cancel_deliveries, dropped_of, instances_of
 from talaria.store.ledger import AnyRow, Ledger, Subject, insert_ignoring, storable, write_event
-from talaria.store.schema import instances, job_series, jobs, runs, series, studies
+from talaria.store.listing import PAGE, Page
+from talaria.store.schema import MADE, instances, job_series, jobs, results, runs, series, studies
 
 #: No database takes a list of any length.
 _MOST_AT_ONCE = 5000
+
+#: Of all values of one page of results together; the first one comes whatever its length.
+PAGE_CHARACTERS = 4 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +34,24 @@ class Output:
     instance: Instance
     tags: Tags
     flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a process job made, and where it goes: all that its end needs."""
+
+    rule: str
+    send: tuple[str, ...]
+    """Targets of the results."""
+    keep_inputs: bool
+    """Whether they get the originals, too."""
+    origin: Origin
+    """Who sent the first input to whom."""
+    outputs: tuple[Output, ...]
+    found: tuple[StepResult, ...]
+    """What the steps said besides their images."""
+    time: datetime
+    """When it was all there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +69,26 @@ class RunRecord:
     ended: datetime
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResultLine:
+    """What one step of a chain wrote into `result.json`."""
+
+    id: int
+    study_uid: str
+    series_uid: str | None
+    """None where the job was about a study."""
+    job_id: int
+    module: str
+    version: str
+    """The image, or our own version for a built-in module."""
+    step: int
+    value: Any
+    """As JSON says it, whole."""
+    created: datetime
+    superseded: bool
+    """Whether the job, or a later one of its case, found it again since."""
+
+
 class Results:
     """Runs and their outputs."""
 
@@ -50,9 +96,12 @@ class Results:
         self._ledger = ledger
 
     def record_run(self, run: RunRecord) -> None:
-        """Write down how a step went; again for the same step and attempt, the later word stands."""
+        """Write down how a step went; again for the same step and attempt, the later word stands, told once."""
         same = (runs.c.job_id == run.job_id, runs.c.attempt == run.attempt, runs.c.step == run.step)
         with self._ledger.writing("results.run") as connection:
+            row = connection.execute(sa.select(runs.c.ended, runs.c.code).where(*same)).first()
+            if row is not None and (row.ended, row.code) == (run.ended, run.code):
+                return  # it came from the journal, which says things twice
             connection.execute(sa.delete(runs).where(*same))
             connection.execute(
                 runs.insert().values(
@@ -86,6 +135,36 @@ class Results:
                 raise Permanent("its files were removed by retention; send the study again")
             return instances_of(connection, claim.job.id)
 
+    def page(
+        self, *, module: str | None = None, study_uid: str | None = None, limit: int = 50, after: int = 0
+    ) -> Page[ResultLine]:
+        """
+        Results, the oldest first.
+
+        Args:
+            module: Of this one alone.
+            study_uid: Of this one alone.
+            limit: Lines wanted, at most `PAGE`; where values are long, fewer come, at least one.
+            after: The number of the last one of the page before.
+        """
+        conditions = [results.c.id > after]
+        if module is not None:
+            conditions.append(results.c.module == module)
+        if study_uid is not None:
+            own = sa.select(studies.c.id).where(studies.c.study_instance_uid == study_uid).scalar_subquery()
+            conditions.append(results.c.study_id == own)
+        most = max(1, min(limit, PAGE))
+        with self._ledger.reading() as connection:
+            sizes = connection.execute(
+                sa.select(results.c.id, sa.func.length(results.c.value))
+                .where(*conditions)
+                .order_by(results.c.id)
+                .limit(most + 1)
+            ).all()
+            shown = _fitting([(row[0], row[1]) for row in sizes[:most]])
+            lines = _result_lines(connection, shown)
+        return Page(items=lines, next=str(shown[-1]) if len(sizes) > len(shown) else None)
+
     def origin(self, claim: Claim) -> Origin:
         """Who sent the first input of a job to whom."""
         with self._ledger.reading() as connection:
@@ -101,6 +180,86 @@ class Results:
         return Tags.from_json(text)
 
 
+def _fitting(sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """The first ids whose values are together no longer than a page may be; one at least, where there is any."""
+    shown: list[int] = []
+    left = PAGE_CHARACTERS
+    for result_id, length in sizes:
+        left -= length
+        if shown and left < 0:
+            break
+        shown.append(result_id)
+    return shown
+
+
+def _result_lines(connection: Connection, ids: Sequence[int]) -> tuple[ResultLine, ...]:
+    rows = connection.execute(
+        sa.select(results, studies.c.study_instance_uid, series.c.series_instance_uid)
+        .join(studies, studies.c.id == results.c.study_id)
+        .outerjoin(series, series.c.id == results.c.series_id)
+        .where(results.c.id.in_(ids))
+        .order_by(results.c.id)
+    )
+    return tuple(
+        ResultLine(
+            id=row.id, study_uid=row.study_instance_uid, series_uid=row.series_instance_uid, job_id=row.job_id,
+            module=row.module, version=row.version, step=row.step, value=json.loads(row.value), created=row.created,
+            superseded=row.superseded,
+        )
+        for row in rows
+    )  # fmt: skip
+
+
+def follow_ups(connection: Connection, claim: Claim, made: Made) -> list[NewJob]:
+    """
+    Write down what a process job made, in the transaction that ends it.
+
+    Returns:
+        A delivery of the results to each target; of the originals too where they are kept.
+    """
+    extents = adopt(connection, claim, made.outputs, origin=made.origin, now=made.time)
+    record_found(connection, claim, made.found, now=made.time)
+    template = NewJob(
+        kind=Kind.DISPATCH, rule=made.rule, revision=claim.job.revision, extents=extents,
+        priority=claim.job.priority, supplement=claim.job.supplement, parent=claim.job.id,
+    )  # fmt: skip
+    wanted = [replace(template, target=target) for target in made.send if extents]
+    if made.keep_inputs:
+        missing = {target: not_sent(connection, claim.job, target, claim.extents) for target in made.send}
+        wanted += [replace(template, target=t, extents=what, parent=None) for t, what in missing.items() if what]
+    return wanted
+
+
+def record_found(connection: Connection, claim: Claim, found: Sequence[StepResult], *, now: datetime) -> None:
+    """
+    Write down what the steps of a job found, in the transaction that ends it, after `adopt`.
+
+    What the case found before of the same images is marked superseded. What could not be read is told by an event.
+    """
+    again = _made_again(connection, claim)
+    connection.execute(sa.update(results).where(results.c.job_id.in_(again)).values(superseded=True))
+    job = claim.job
+    row = connection.execute(sa.select(jobs.c.study_id, jobs.c.series_id).where(jobs.c.id == job.id)).one()
+    about = {"study_id": row.study_id, "series_id": row.series_id}
+    is_late = _is_made_later(connection, claim)
+    written = [
+        {
+            "job_id": job.id, "attempt": job.attempt, "step": each.step, **about, "module": each.module,
+            "version": each.version, "value": each.value, "created": now, "superseded": is_late,
+        }
+        for each in found if each.value
+    ]  # fmt: skip
+    if written:
+        connection.execute(results.insert(), written)
+    for each in found:
+        if each.trouble:
+            write_event(
+                connection, "result.odd" if each.value else "result.unreadable", now=now,
+                subject=Subject(**about, case_id=job.case_id, job_id=job.id), module=each.module, step=each.step,
+                reason=each.trouble,
+            )  # fmt: skip
+
+
 def adopt(
     connection: Connection, claim: Claim, outputs: Sequence[Output], *, origin: Origin, now: datetime
 ) -> tuple[Extent, ...]:
@@ -114,7 +273,7 @@ def adopt(
         What a dispatch job of the results is about; nothing where they are superseded.
     """
     again = _made_again(connection, claim)
-    connection.execute(sa.update(series).where(series.c.origin_job.in_(again)).values(superseded=True))
+    connection.execute(sa.update(series).where(sa.text(MADE), series.c.origin_job.in_(again)).values(superseded=True))
     cancel_deliveries(connection, again, reason=f"made again by job {claim.job.id}", now=now)
     by_series: dict[tuple[str, str], list[Output]] = {}
     for output in outputs:
@@ -126,7 +285,8 @@ def adopt(
     )
     if not _is_made_later(connection, claim):
         return made
-    connection.execute(sa.update(series).where(series.c.origin_job == claim.job.id).values(superseded=True))
+    own = (sa.text(MADE), series.c.origin_job == claim.job.id)
+    connection.execute(sa.update(series).where(*own).values(superseded=True))
     return ()
 
 

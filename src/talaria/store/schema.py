@@ -52,6 +52,17 @@ Key = BigInteger().with_variant(Integer, "sqlite")
 #: States of a job that waits.
 _WAITING = "('pending', 'deferred')"
 
+#: Conditions of indexes, as statements have to say them: a database that is given bound values does not see that
+#: they fit. Of a series that a module made:
+MADE = "origin_job <> 0"
+#: Of a job that is not over, or that somebody may still do something about:
+OPEN = "state NOT IN ('done', 'cancelled')"
+#: Of a series that a study is still received by:
+ARRIVING = "origin_job = 0 AND dropped IS NULL AND (NOT settled OR due IS NOT NULL)"
+
+#: Of a job that is over; said so that no index by state is taken in place of the one that answers alone.
+OVER = "state NOT IN ('pending', 'active', 'deferred', 'held', 'failed')"
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -88,6 +99,8 @@ studies = Table(
     Column("first_received", UTCTime, nullable=False),
     Column("last_received", UTCTime, nullable=False),
     Index(None, "last_received", "id"),
+    Index(None, "patient_id"),
+    Index(None, "accession_number"),
 )
 
 #: A series of a study, or what a module made of one: then *origin_job* is the process job, else 0.
@@ -118,9 +131,15 @@ series = Table(
     Column("version", Integer, nullable=False, server_default=text("0")),  # counts every change, for compare-and-set
     Column("forced", Text, nullable=False, server_default=""),  # the rule that takes it whatever the others say
     Column("held", Text, nullable=False, server_default=""),  # why no rule is asked until a person decides
+    Column("reduced", Boolean, nullable=False, server_default=text("false")),  # only its lasting tags are left
     UniqueConstraint("study_id", "series_instance_uid", "origin_job"),
-    Index(None, "due"),
-    Index(None, "dropped", "last_received"),
+    Index(None, "series_instance_uid"),
+    _where("ix_series_soon", "due IS NOT NULL", "due"),
+    _where("ix_series_arriving", ARRIVING, "study_id"),
+    _where("ix_series_made", MADE, "origin_job"),
+    _where("ix_series_kept", "dropped IS NULL", "last_received", "id"),
+    _where("ix_series_dropping", "dropping", "id"),
+    _where("ix_series_whole", "dropped IS NOT NULL AND NOT reduced", "last_received", "id"),
 )
 
 #: One file of the spool. *portion* says together with which others it was closed over; NULL: not yet.
@@ -164,7 +183,7 @@ cases = Table(
     Column("due", UTCTime),  # of a study case: when the router looks again
     Column("version", Integer, nullable=False, server_default=text("0")),
     UniqueConstraint("study_id", "series_id", "rule"),
-    Index(None, "due"),
+    _where("ix_cases_soon", "due IS NOT NULL", "due"),
     Index(None, "series_id"),
     Index(None, "state", "updated"),
 )
@@ -208,8 +227,10 @@ jobs = Table(
     _where("ix_jobs_ready", "ready", "kind", "spool", "target", "priority", "due", "id"),
     _where("ix_jobs_waiting", f"NOT ready AND state IN {_WAITING}", "kind", "due"),
     _where("ix_jobs_active", "state = 'active'", "kind", "lease"),
-    _where("ix_jobs_open", "state NOT IN ('done', 'cancelled')", "kind", "target", "state", "created"),
+    _where("ix_jobs_over", OVER, "kind", "state"),
+    _where("ix_jobs_open", OPEN, "kind", "target", "state", "created", "id"),
     Index(None, "state", "id"),
+    Index(None, "kind", "id"),
     Index(None, "rule", "id"),
     Index(None, "target", "id"),
     Index(None, "study_id"),
@@ -242,6 +263,7 @@ deliveries = Table(
     Column("seconds", Float, nullable=False, server_default=text("0")),  # spent sending, all attempts together
     Column("compacted", UTCTime),  # when the plain outcomes became a count and a digest
     Column("digest", LargeBinary(32)),  # of the outcomes that were compacted
+    Column("plain", Text),  # JSON: what these outcomes had in common, and how many they were
     Index(None, "target", "job_id"),
     _where("ix_deliveries_whole", "compacted IS NULL", "job_id"),
 )
@@ -273,6 +295,7 @@ runs = Table(
     Column("seconds", Float, nullable=False),
     Column("log", Text, nullable=False),
     Column("ended", UTCTime, nullable=False),
+    _where("ix_runs_log", "log <> ''", "ended"),
 )
 
 #: What a step of a module wrote into `result.json`, whole.
@@ -289,6 +312,7 @@ results = Table(
     Column("version", Text, nullable=False),
     Column("value", Text, nullable=False),  # JSON
     Column("created", UTCTime, nullable=False),
+    Column("superseded", Boolean, nullable=False, server_default=text("false")),  # made again since
     UniqueConstraint("job_id", "attempt", "step"),
     Index(None, "module", "id"),
     Index(None, "study_id"),
@@ -305,6 +329,28 @@ pauses = Table(
     Column("since", UTCTime, nullable=False),
 )
 
+#: What was received over all time, by who sent it: a count that nothing takes from.
+received = Table(
+    "received",
+    metadata,
+    Column("calling_ae", Text, primary_key=True),
+    Column("instances", BigInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("repeats", BigInteger, nullable=False),  # identical copies; no instances of their own
+)
+
+#: How long deliveries took over all time, by target: how many took up to *bound* seconds and longer than the bound
+#: before; 0: longer than all of them.
+delivered = Table(
+    "delivered",
+    metadata,
+    Column("target", Text, primary_key=True),
+    Column("bound", Integer, primary_key=True, autoincrement=False),
+    Column("part", Integer, primary_key=True, autoincrement=False),  # so that those who count seldom meet
+    Column("deliveries", BigInteger, nullable=False),
+    Column("seconds", Float, nullable=False),
+)
+
 #: What happened, only ever added to.
 events = Table(
     "events",
@@ -319,9 +365,9 @@ events = Table(
     Column("case_id", Key),
     Column("job_id", Key),
     Column("detail", Text, nullable=False),  # JSON
-    Index(None, "study_id"),
-    Index(None, "job_id"),
-    Index(None, "instance_id"),
+    Index(None, "study_id", "id"),
+    Index(None, "job_id", "id"),
+    _where("ix_events_instance", "instance_id IS NOT NULL", "instance_id", "id"),
     sqlite_autoincrement=True,
 )
 
@@ -348,6 +394,7 @@ credentials = Table(
     Column("expires", UTCTime),
     Column("seen", UTCTime),
     Column("scope", String(16), nullable=False, server_default="administer"),  # the most it is good for
+    Column("parent", String(64)),  # of a session: the digest of the token it was made from
 )
 
 #: The services that were heard of lately.

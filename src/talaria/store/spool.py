@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Self
 
+from talaria.failpoint import failpoint
 from talaria.model.dicom import Origin
 from talaria.model.errors import ConfigError, NoRoom, NotAnInstance
 from talaria.model.part10 import META_LIMIT_BYTES, FileMeta, build_meta, parse_meta
@@ -38,9 +39,22 @@ _NO_ROOM = frozenset(
 Clock = Callable[[], datetime]
 
 
-def new_ulid(now: datetime) -> str:
-    """A ULID of the moment *now*."""
-    return ulid(int(now.timestamp() * 1000), os.urandom(10))
+#: Where the chance of a ULID begins so, it names the result of a module; no other file gets such a name.
+_RESULT = b"\xff\xff\xff"
+_RESULT_LETTERS = slice(10, 14)
+
+
+def new_ulid(now: datetime, *, of_result: bool = False) -> str:
+    """A ULID of the moment *now*; one for the result of a module can be told from all others."""
+    chance = os.urandom(10)
+    while chance.startswith(_RESULT[:2]):
+        chance = os.urandom(10)
+    return ulid(int(now.timestamp() * 1000), _RESULT + chance[3:] if of_result else chance)
+
+
+def is_of_result(instance_id: str) -> bool:
+    """Whether a ULID was made for the result of a module; those of schema 0001 were not marked."""
+    return instance_id[_RESULT_LETTERS] == "ZZZZ"
 
 
 #: The folder itself is not there: a disk that was unmounted, a share that went away.
@@ -110,7 +124,9 @@ class Spool:
             if not marker.exists():
                 _write_synced(marker.with_suffix(".new"), new_ulid(clock()) + "\n")
                 sync_directory(root / "store")
+                failpoint("spool.create.ready")
                 os.rename(marker.with_suffix(".new"), marker)
+                failpoint("spool.create.named")
                 sync_directory(root)
         except OSError as error:
             raise ConfigError(
@@ -148,6 +164,7 @@ class Spool:
         for path in self._tmp.iterdir():
             if not _runs(path.name.partition(".")[2]):
                 path.unlink(missing_ok=True)
+                failpoint("spool.sweep.removed")
                 swept += 1
         return swept
 
@@ -181,6 +198,10 @@ class Spool:
             raise NoRoom(f"the spool's disk has {free >> 20} MB free, and {self._reserve_bytes >> 20} MB are kept back")
         return Arriving(self, meta, name=new_ulid(self._clock()))
 
+    def arriving(self) -> int:
+        """How many instances are on their way in, of processes that live."""
+        return sum(_runs(name.partition(".")[2]) for name in os.listdir(self._tmp))
+
     def waiting(self) -> list[str]:
         """ULIDs in `new/`, oldest first."""
         return sorted(name[:-4] for name in os.listdir(self._new) if name.endswith(".dcm"))
@@ -195,18 +216,23 @@ class Spool:
 
     def shelve(self, instance_id: str) -> None:
         """Move from `new/` to `store/`, once its row is committed; doing it again does nothing."""
+        failpoint("spool.shelve.asked")
         with contextlib.suppress(FileNotFoundError):
             os.rename(f"{self._new}/{instance_id}.dcm", f"{self._store}/{instance_id[-2:]}/{instance_id}.dcm")
+        failpoint("spool.shelve.moved")
 
     def forget(self, instance_id: str) -> None:
         """Remove from `new/` what the ledger found to be an identical copy of what it has."""
+        failpoint("spool.forget.asked")
         (self._new / f"{instance_id}.dcm").unlink(missing_ok=True)
+        failpoint("spool.forget.gone")
 
     def set_aside(self, instance_id: str) -> Path:
         """Move what lies in `new/` and cannot be read as an instance out of the way; never deleted."""
         folder = self.root / "odd"
         folder.mkdir(mode=0o750, exist_ok=True)
         os.rename(self._new / f"{instance_id}.dcm", folder / f"{instance_id}.dcm")
+        failpoint("spool.aside.moved")
         return folder / f"{instance_id}.dcm"
 
     # -- lying still --
@@ -230,6 +256,19 @@ class Spool:
         if shelf.exists():  # shelved between the two looks
             return shelf
         raise FileNotFoundError(errno.ENOENT, f"instance {instance_id} is not in spool {self.name}", str(shelf))
+
+    def shelves(self) -> Iterator[list[str]]:
+        """The ULIDs of all that lies in `store/`, a folder at a time; for upkeep: work never looks there."""
+        for folder in sorted(os.listdir(self._store)):
+            yield [name[:-4] for name in os.listdir(self._store / folder) if name.endswith(".dcm")]
+
+    def retire(self, instance_id: str) -> Path:
+        """Move out of `store/` what nobody can use; never deleted."""
+        folder = self.root / "odd"
+        folder.mkdir(mode=0o750, exist_ok=True)
+        os.rename(self._shelf(instance_id), folder / f"{instance_id}.dcm")
+        failpoint("spool.retire.moved")
+        return folder / f"{instance_id}.dcm"
 
     def has_lost(self, instance_id: str, spool: str) -> bool:
         """Whether an instance of this spool is not there; of another spool nobody can tell here."""
@@ -266,16 +305,21 @@ class Spool:
                     digest.update(chunk[max(0, -size) :])
                     size += len(chunk)
                     copy.write(chunk)
+                    failpoint("spool.adopt.part")
                 copy.flush()
                 os.fsync(copy.fileno())
+                failpoint("spool.adopt.synced")
                 os.rename(temporary, self._shelf(instance_id))
+                failpoint("spool.adopt.named")
             sync_directory(self._shelf(instance_id).parent)
         return size, digest.hexdigest()
 
     def drop(self, instance_id: str) -> None:
         """Remove an instance for good; the cleaner's, and the undoing of an `adopt` that came to nothing."""
+        failpoint("spool.drop.asked")
         self._shelf(instance_id).unlink(missing_ok=True)
         (self._new / f"{instance_id}.dcm").unlink(missing_ok=True)
+        failpoint("spool.drop.gone")
 
     # -- job folders --
 
@@ -285,6 +329,7 @@ class Spool:
         self.remove_folder(name)
         with disk_errors("make a job's folder", is_ours=True):
             path.mkdir(mode=0o750)  # never its parents: a disk that is not mounted looks just like that
+            failpoint("spool.folder.made")
         return path
 
     def folders(self) -> list[str]:
@@ -307,6 +352,7 @@ class Spool:
                     raise
                 shutil.copyfile(source, destination)
                 destination.chmod(0o444)
+            failpoint("spool.link.made")
 
 
 class Arriving:
@@ -329,6 +375,7 @@ class Arriving:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
             try:
                 self._write([memoryview(frame)], len(frame))
+                failpoint("spool.arriving.begun")
             except OSError:
                 self.discard()
                 raise
@@ -348,6 +395,7 @@ class Arriving:
                 self.head += fragment[: HEAD_BYTES - len(self.head)]
         with disk_errors("write an instance"):
             self._write(fragments, length)
+            failpoint("spool.arriving.part")
         self.size_bytes += length
 
     def _write(self, fragments: Sequence[memoryview], length: int) -> None:
@@ -375,12 +423,16 @@ class Arriving:
             NoRoom: It could not be made safe; nothing of it is left.
         """
         with disk_errors("sync an instance", is_ours=True):
+            failpoint("spool.arriving.whole")
             os.fsync(self._descriptor)
+            failpoint("spool.arriving.synced")
             self._spool.check()
             new = f"{self._spool._new}/{self.instance_id}.dcm"  # noqa: SLF001 - two halves of one thing
             os.rename(self._path, new)
             self._path = new
+            failpoint("spool.arriving.named")
             os.fsync(self._spool._new_directory)  # noqa: SLF001 - two halves of one thing
+            failpoint("spool.arriving.safe")
         self._close()
 
     def discard(self) -> None:
@@ -388,6 +440,7 @@ class Arriving:
         self._close()
         with contextlib.suppress(OSError):
             os.unlink(self._path)
+            failpoint("spool.arriving.discarded")
 
     def _close(self) -> None:
         if self._descriptor >= 0:

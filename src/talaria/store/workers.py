@@ -65,7 +65,7 @@ class Workers:
     def seen(self, process: Process, service: str, *, started: datetime, now: datetime) -> None:
         """Say that a service lives; forget those of long ago."""
         key = f"{process.owner}/{service}"[:80]
-        with self._ledger.writing("workers.seen") as connection:
+        with self._ledger.writing("workers.seen", is_synced=False) as connection:
             changed = connection.execute(sa.update(workers).where(workers.c.id == key).values(seen=now)).rowcount
             if not changed:
                 connection.execute(sa.delete(workers).where(workers.c.seen < now - timedelta(days=1)))

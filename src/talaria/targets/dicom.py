@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from talaria.dimse.command import Meaning
 from talaria.dimse.negotiation import Context, by_association
 from talaria.dimse.scu import AssociationLost, Damaged, NotAccepted, Peer, Sender, StoreResult, Timeouts
+from talaria.failpoint import failpoint
 from talaria.model.dicom import AETitle, Origin
 from talaria.model.errors import Permanent, Transient
 from talaria.model.extensions import Delivery, Finding, Findings, Outcome, Parcel, Standing, Target
@@ -289,6 +290,7 @@ class _Consignment:
 
     def _send(self, sender: Sender, parcel: Parcel) -> Outcome | None:
         """One parcel; it waits again where the peer cannot take it now."""
+        failpoint("dicom.instance.ready")
         try:
             result = sender.store(
                 parcel.path,
@@ -303,6 +305,7 @@ class _Consignment:
         except Transient:  # our own disk
             self._waiting.appendleft(parcel)
             raise
+        failpoint("dicom.instance.answered")
         return self._judge(parcel, result)
 
     def _judge(self, parcel: Parcel, result: StoreResult) -> Outcome | None:

@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator
 
+from talaria.failpoint import failpoint
 from talaria.model.errors import NoRoom, NotAnInstance, Permanent, TalariaError, Transient
 from talaria.model.extensions import Delivery, Finding, Findings, Outcome, Parcel, Standing, Target
 from talaria.model.part10 import META_LIMIT_BYTES, parse_meta
@@ -369,8 +370,11 @@ class _Place:
             with open(os.open(partial, flags, 0o666, dir_fd=self.fd), "wb", buffering=0) as file:
                 for chunk in content:
                     _write_all(file.fileno(), chunk)
+                failpoint("folder.file.written")
                 os.fsync(file.fileno())
+            failpoint("folder.file.synced")
             os.rename(partial, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            failpoint("folder.file.named")
         finally:
             with suppress(OSError):  # gone by the rename, unless something failed
                 os.unlink(partial, dir_fd=self.fd)
@@ -386,6 +390,7 @@ class _Place:
     def seal(self) -> None:
         """Write `.complete`, after everything before it is safe."""
         self.sync()
+        failpoint("folder.complete.ready")
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         fd = os.open(COMPLETE, flags, 0o666, dir_fd=self.fd)
         try:
@@ -393,6 +398,7 @@ class _Place:
         finally:
             os.close(fd)
         self.sync()
+        failpoint("folder.complete.made")
 
     def sync(self) -> None:
         """Make the names in it safe."""

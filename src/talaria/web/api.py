@@ -1,15 +1,10 @@
-"""The JSON of `/api/v1`: what there is to see, a page at a time, and problem documents for all that goes wrong."""
+"""The JSON of `/api/v1`: what there is to see, a page at a time."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
-from http import HTTPStatus
+from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from fastapi import Path, Query
-from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict
-from starlette.routing import BaseRoute
+from fastapi import HTTPException, Path, Query
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from talaria.model import job as model
 from talaria.model.dicom import UID
@@ -17,11 +12,15 @@ from talaria.model.errors import Refused
 from talaria.model.plan import CaseState
 from talaria.store.jobs import Jobs
 from talaria.store.listing import PAGE, Listing, RunLine
+from talaria.store.selection import Selection
 
 ROOT = "/api/v1"
 
 #: The largest key that a database counts to.
-_MOST = 2**63 - 1
+MOST = 2**63 - 1
+
+#: Of moments that are asked for; beyond these, zones and databases have no words for them.
+_FIRST_YEAR, _LAST_YEAR = 1900, 9000
 
 #: The last of a module's log that is shown.
 LOG_CHARACTERS = 64 * 1024
@@ -31,15 +30,40 @@ Item = TypeVar("Item")
 
 # -- what is asked --
 
+
+def _in_utc(moment: datetime) -> datetime:
+    """A moment in UTC; one without a zone is UTC already."""
+    if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:
+        raise ValueError(f"should be in the years {_FIRST_YEAR} to {_LAST_YEAR}")
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("has a NUL in it; leave it out")
+    return text
+
+
+Moment = Annotated[datetime, AfterValidator(_in_utc)]
+Text = Annotated[str, AfterValidator(_without_nul)]
 StudyUID = Annotated[UID, Path(description="Study Instance UID.", max_length=64)]
 SOPInstanceUID = Annotated[UID, Path(description="SOP Instance UID.", max_length=64)]
-JobId = Annotated[int, Path(description="The job's number.", ge=1, le=_MOST)]
+JobId = Annotated[int, Path(description="The job's number.", ge=1, le=MOST)]
 Limit = Annotated[int, Query(description="Items wanted; the answer may have fewer.", ge=1, le=PAGE)]
 Number = Annotated[str | None, Query(description="`next` of the page before.", pattern=r"^[0-9]{1,18}$")]
 Place = Annotated[
     str | None, Query(description="`next` of the page before.", pattern=r"^[0-9TZ:.-]{10,40}~[0-9]{1,18}$")
 ]
-Name = Annotated[str | None, Query(description="By the name it has in the rulebook.", max_length=200)]
+Name = Annotated[Text | None, Query(description="By the name it has in the rulebook.", max_length=200)]
+Find = Annotated[
+    Text | None,
+    Query(description="With exactly this as UID, UID of a series, accession number or patient ID.", max_length=64),
+]
+OfStudy = Annotated[UID | None, Query(description="Of the study with this Study Instance UID.", max_length=64)]
+OfSeries = Annotated[UID | None, Query(description="About the series with this Series Instance UID.", max_length=64)]
+Sender = Annotated[Text | None, Query(description="About what this AE title sent.", max_length=64)]
+Since = Annotated[Moment | None, Query(description="Made then or later; without a zone it is UTC.")]
+Until = Annotated[Moment | None, Query(description="Made before; without a zone it is UTC.")]
 JobState = Annotated[model.State | None, Query(description="Where it stands.")]
 JobKind = Annotated[model.Kind | None, Query(description="What it does.")]
 
@@ -345,6 +369,130 @@ class Happening(Answer):
     """More of it, as its kind has it."""
 
 
+class InstanceCase(Answer):
+    """A case that has an instance."""
+
+    id: int
+    """Its number."""
+    rule: str
+    """The rule that took it; empty where none did."""
+    revision: int
+    """Of the rulebook that was asked."""
+    is_study: bool
+    """Whether it is the study; else the series."""
+    state: CaseState
+    """Where it stands."""
+    reason: str
+    """Why, in words."""
+    supplement: int
+    """How often late instances were added."""
+    opened: datetime
+    """When the rule took it."""
+    updated: datetime
+    """When it changed last."""
+
+
+class InstanceJob(Answer):
+    """A job whose business an instance is."""
+
+    id: int
+    """Its number."""
+    kind: model.Kind
+    """What it does."""
+    state: model.State
+    """Where it stands."""
+    rule: str
+    """The first that asked for it."""
+    revision: int
+    """Of the rulebook it was made under."""
+    target: str | None
+    """Of a dispatch job."""
+    parent: int | None
+    """The process job whose results it delivers."""
+    supplement: int
+    """0 for the first closing of its case, then counted."""
+    attempt: int
+    """Counted when it is taken up."""
+    reason: str
+    """Why it is where it is, in words."""
+    created: datetime
+    """When it was made."""
+    updated: datetime
+    """When its state changed last."""
+
+
+class InstanceRun(Answer):
+    """One step of one attempt of a job that an instance went into."""
+
+    job_id: int
+    """The process job."""
+    attempt: int
+    """Of that job."""
+    step: int
+    """Of its chain, counted from 1."""
+    module: str
+    """By its name in the rulebook."""
+    code: int
+    """Its exit code."""
+    reason: str
+    """What that means, in words."""
+    seconds: float
+    """How long it took."""
+    ended: datetime
+    """When it ended."""
+
+
+class InstanceResult(Answer):
+    """What a module found, an instance among its input; `/results` has it whole."""
+
+    id: int
+    """Its number."""
+    job_id: int
+    """The process job."""
+    attempt: int
+    """Of that job."""
+    step: int
+    """Of its chain, counted from 1."""
+    module: str
+    """By its name in the rulebook."""
+    version: str
+    """Of the module."""
+    created: datetime
+    """When it was found."""
+
+
+class DerivedSeries(Answer):
+    """A series that a module made, an instance among its input."""
+
+    series_uid: str
+    """Series Instance UID."""
+    job_id: int
+    """The process job."""
+    instances: int
+    """That are current."""
+    superseded: bool
+    """Whether later results took its place."""
+    made: datetime
+    """When."""
+    dropped: datetime | None
+    """When retention removed its files."""
+
+
+class LifeLine(Answer):
+    """One line of the life of an instance."""
+
+    time: datetime
+    """When; of what was sent without a word and long ago, when the last of its delivery was."""
+    kind: str
+    """What: `instance.received`, `instance.sent`, `instance.removed`, or the kind of an event."""
+    job_id: int | None
+    """The job it is about."""
+    actor: str
+    """Who did it; empty where it happened by itself."""
+    detail: dict[str, Any]
+    """More of it, as its kind has it."""
+
+
 class Version(Answer):
     """One content that came, or was made, under a SOP Instance UID."""
 
@@ -378,6 +526,30 @@ class Version(Answer):
     """Where it went."""
     events: list[Happening]
     """What happened to it."""
+    calling_ae: str
+    """Who sent it."""
+    called_ae: str
+    """To whom."""
+    address: str
+    """From which network address; empty where it came over no network."""
+    association: str
+    """ULID of the association it came by; empty where it came by none."""
+    repeated: datetime | None
+    """When the last of the identical copies came."""
+    portion: int | None
+    """Of its series; null while the series is not complete."""
+    cases: list[InstanceCase]
+    """What rules made of its series or study."""
+    jobs: list[InstanceJob]
+    """What was to be done with it, the oldest first."""
+    runs: list[InstanceRun]
+    """What modules did with it."""
+    results: list[InstanceResult]
+    """What modules found."""
+    derived: list[DerivedSeries]
+    """What modules made of it."""
+    life: list[LifeLine]
+    """All that has a date, in one list, the oldest first."""
 
 
 class Instance(Answer):
@@ -389,46 +561,25 @@ class Instance(Answer):
     """In the order in which they came."""
 
 
-class FieldProblem(BaseModel):
-    """What is wrong with one part of a request."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    field: str
-    """Which part: `query.limit`."""
-    message: str
-    """What is wrong with it."""
-
-
-class Problem(BaseModel):
-    """A problem document (RFC 9457)."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    type: str = "about:blank"
-    """What the status says is all there is to the kind of problem."""
-    title: str
-    """The status in words."""
-    status: int
-    """The HTTP status."""
-    detail: str
-    """What is wrong this time, and what to do."""
-    errors: list[FieldProblem] | None = None
-    """One for each part of the request that is wrong."""
-
-
 # -- answering --
 
 
+def missing(error: Refused) -> HTTPException:
+    """What is told where something that an address names is not there."""
+    return HTTPException(404, str(error))
+
+
 class Api:
-    """The endpoints; each reads, none writes."""
+    """The endpoints that show studies, instances, jobs, deliveries and events."""
 
     def __init__(self, *, listing: Listing, jobs: Jobs) -> None:
         self._listing, self._jobs = listing, jobs
 
-    def list_studies(self, state: StudyState = None, limit: Limit = 50, after: Place = None) -> Listed[Study]:
+    def list_studies(
+        self, state: StudyState = None, find: Find = None, limit: Limit = 50, after: Place = None
+    ) -> Listed[Study]:
         """Studies, the one heard of last first."""
-        page = self._listing.studies(limit=limit, after=after, state=state)
+        page = self._listing.studies(limit=limit, after=after, state=state, find=find)
         return Listed[Study](items=[Study.model_validate(line) for line in page.items], next=page.next)
 
     def show_study(self, study_uid: StudyUID) -> StudyLife:
@@ -459,11 +610,20 @@ class Api:
         rule: Name = None,
         target: Name = None,
         kind: JobKind = None,
+        study: OfStudy = None,
+        series: OfSeries = None,
+        calling_ae: Sender = None,
+        since: Since = None,
+        until: Until = None,
         limit: Limit = 50,
         after: Number = None,
     ) -> Listed[Job]:
-        """Jobs, the newest first."""
-        page = self._listing.jobs(state=state, rule=rule, target=target, kind=kind, limit=limit, after=after)
+        """Jobs that fit all that is given, the newest first."""
+        selection = Selection(
+            study_uid=study, series_uid=series, state=state, rule=rule, target=target, kind=kind,
+            calling_ae=calling_ae, since=since, until=until,
+        )  # fmt: skip
+        page = self._listing.jobs(selection=selection, limit=limit, after=after)
         return Listed[Job](items=[Job.of(job) for job in page.items], next=page.next)
 
     def show_job(self, job_id: JobId) -> Job:
@@ -471,15 +631,29 @@ class Api:
         return Job.of(self._jobs.show(job_id))
 
     def list_deliveries(
-        self, target: Name = None, state: JobState = None, limit: Limit = 50, after: Number = None
+        self,
+        target: Name = None,
+        state: JobState = None,
+        rule: Name = None,
+        study: OfStudy = None,
+        series: OfSeries = None,
+        calling_ae: Sender = None,
+        since: Since = None,
+        until: Until = None,
+        limit: Limit = 50,
+        after: Number = None,
     ) -> Listed[Delivery]:
-        """Deliveries, the newest first."""
-        page = self._listing.deliveries(target=target, state=state, limit=limit, after=after)
+        """Deliveries that fit all that is given, the newest first."""
+        selection = Selection(
+            study_uid=study, series_uid=series, state=state, rule=rule, target=target, calling_ae=calling_ae,
+            since=since, until=until,
+        )  # fmt: skip
+        page = self._listing.deliveries(selection=selection, limit=limit, after=after)
         return Listed[Delivery](items=[Delivery.model_validate(line) for line in page.items], next=page.next)
 
     def list_events(
         self,
-        after: Annotated[int, Query(description="Events with a higher number.", ge=0, le=_MOST)] = 0,
+        after: Annotated[int, Query(description="Events with a higher number.", ge=0, le=MOST)] = 0,
         limit: Annotated[int, Query(description="Items wanted.", ge=1, le=PAGE - 1)] = 100,
     ) -> Listed[Event]:
         """Events, the oldest first; to follow them, ask again with the number of the last one that was seen."""
@@ -489,72 +663,3 @@ class Api:
             items=[Event.model_validate(event) for event in shown],
             next=str(shown[-1].id) if len(found) > limit else None,
         )
-
-
-# -- problems --
-
-PROBLEM_TYPE = "application/problem+json"
-
-
-def problem(
-    status: int,
-    detail: str,
-    *,
-    errors: Sequence[FieldProblem] | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> JSONResponse:
-    """A problem document as an answer."""
-    document = Problem(
-        title=HTTPStatus(status).phrase, status=status, detail=detail, errors=None if errors is None else list(errors)
-    )
-    return JSONResponse(
-        document.model_dump(exclude_none=True),
-        status_code=status,
-        media_type=PROBLEM_TYPE,
-        headers=dict(headers or {}),
-    )
-
-
-def field_problems(errors: Iterable[Mapping[str, Any]]) -> list[FieldProblem]:
-    """What pydantic found wrong with a request, without what was sent: it can be a secret."""
-    return [
-        FieldProblem(field=".".join(map(str, error["loc"])), message=str(error["msg"]).removeprefix("Value error, "))
-        for error in errors
-    ]
-
-
-#: What every route of the API may answer besides its own, for the OpenAPI document.
-PROBLEMS: Mapping[int | str, dict[str, Any]] = {
-    status: {
-        "description": words,
-        "content": {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-    }
-    for status, words in (
-        (401, "No valid token or session came with the request."),
-        (403, "The caller may not do this."),
-        (404, "There is no such thing."),
-        (422, "Something in the request is wrong; `errors` says what."),
-        (503, "The ledger cannot be reached; try again."),
-    )
-}
-
-
-def document(routes: Sequence[BaseRoute], *, version: str) -> dict[str, Any]:
-    """The OpenAPI document of the routes that are in it."""
-    found = get_openapi(
-        title="Talaria",
-        version=version,
-        summary="What a DICOM orchestrator received, what it does with it, and where it went.",
-        routes=routes,
-    )
-    components = found.setdefault("components", {})
-    for schema in (Problem, FieldProblem):
-        own = schema.model_json_schema(ref_template="#/components/schemas/{model}")
-        own.pop("$defs", None)
-        components.setdefault("schemas", {})[schema.__name__] = own
-    components["securitySchemes"] = {
-        "token": {"type": "http", "scheme": "bearer", "description": "`talaria token create` makes one."},
-        "session": {"type": "apiKey", "in": "cookie", "name": "talaria_session", "description": "Of a browser."},
-    }
-    found["security"] = [{"token": []}, {"session": []}]
-    return found

@@ -1,5 +1,6 @@
 """Who asks, and whether they may: tokens, sessions, the gate in front of every route, and signing in."""
 
+import contextlib
 import hashlib
 import hmac
 import re
@@ -13,11 +14,13 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from fastapi import HTTPException, Request, Response
+from fastapi import HTTPException, Request, Response, params
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
-from talaria.store.access import Access, Credential, CredentialKind
+from talaria.model.errors import LedgerAway
+from talaria.store.access import SEEN_EVERY, Access, Credential, CredentialKind, Scope
+from talaria.web.bodies import StrictRequest, refuse_other_than_json
 
 COOKIE = "talaria_session"
 
@@ -43,10 +46,18 @@ class Permission(StrEnum):
     """Nothing: nobody need be signed in."""
     VIEW = "view"
     """To see studies, patients' names included, and how all of it goes."""
+    OPERATE = "operate"
+    """To act on jobs and studies, to pause work, to try out targets."""
+    ADMINISTER = "administer"
+    """To change the rulebook."""
 
 
-#: What a token or a session of an administrator is good for.
-ADMINISTRATOR = frozenset(Permission)
+#: What a credential of a scope is good for.
+GRANTS: Mapping[Scope, frozenset[Permission]] = {
+    Scope.VIEW: frozenset({Permission.OPEN, Permission.VIEW}),
+    Scope.OPERATE: frozenset({Permission.OPEN, Permission.VIEW, Permission.OPERATE}),
+    Scope.ADMINISTER: frozenset(Permission),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +65,16 @@ class Caller:
     """Who asks."""
 
     name: str
-    may: frozenset[Permission]
+    actor: str
+    """By whom the ledger says that things were done: `token:NAME`, or whose session it is."""
+    scope: Scope
     csrf: str | None
     """Must come with whatever a browser wants changed; None where a token was given, which no other site can send."""
+
+    @property
+    def may(self) -> frozenset[Permission]:
+        """What the caller is let do."""
+        return GRANTS[self.scope]
 
 
 class SignInNeeded(HTTPException):
@@ -92,11 +110,18 @@ class Doorman:
     def _known(self, secret: str, kind: CredentialKind) -> Caller | None:
         if not 0 < len(secret) <= _LONGEST_SECRET:
             return None
-        found = self._access.find(secret, kind, now=self._clock())
+        now = self._clock()
+        found = self._access.find(secret, kind, now=now)
         if found is None:
             return None
+        if found.seen is None or now - found.seen >= SEEN_EVERY:
+            with contextlib.suppress(LedgerAway):  # a ledger that can be read still answers
+                self._access.saw(secret, now=now)
+        is_token = kind is CredentialKind.TOKEN or found.of_token
         csrf = csrf_token(secret) if kind is CredentialKind.SESSION else None
-        return Caller(name=found.name, may=ADMINISTRATOR, csrf=csrf)
+        return Caller(
+            name=found.name, actor=f"token:{found.name}" if is_token else found.name, scope=found.scope, csrf=csrf
+        )
 
     async def admit(self, request: Request, permission: Permission | None) -> None:
         """
@@ -119,7 +144,9 @@ class Doorman:
         if caller is None:
             raise SignInNeeded
         if permission not in caller.may:
-            raise HTTPException(403, f"{caller.name} may not {permission} here")
+            raise HTTPException(
+                403, f"{caller.actor} may {caller.scope}, and this asks for {permission}; use a token with that scope"
+            )
         await _refuse_forged(request, caller)
         request.state.caller = caller
 
@@ -137,12 +164,24 @@ class GatedRoute(APIRoute):
         """What answers a request: the gate, then the endpoint."""
         answer = super().get_route_handler()
 
+        field = self.body_field
+        takes_json = field is not None and not isinstance(field.field_info, params.Form)
+
         async def gated(request: Request) -> Response:
+            strict = StrictRequest(request.scope, request.receive)
             doorman: Doorman = request.app.state.doorman
-            await doorman.admit(request, self.permission)
-            return await answer(request)
+            await doorman.admit(strict, self.permission)
+            if takes_json:
+                refuse_other_than_json(strict)
+            return await answer(strict)
 
         return gated
+
+
+def actor_of(request: Request) -> str:
+    """Whom the ledger names for what a request asks, once it was let through."""
+    caller: Caller = request.state.caller
+    return caller.actor
 
 
 def csrf_token(session: str) -> str:
@@ -286,7 +325,7 @@ class Entrance:
         now = self._clock()
         session = self._access.redeem(link, now=now, session=SESSION_LIFETIME) if link else None
         if session is None and token:
-            session = self._session_of(self._access.find(token, CredentialKind.TOKEN, now=now), now)
+            session = self._session_of(self._access.find(token, CredentialKind.TOKEN, now=now), token, now)
         if session is None:
             self._throttle.failed(address, now=now)
         else:
@@ -299,11 +338,12 @@ class Entrance:
             kind=CredentialKind.SESSION, secret=session, name=name, actor=name, now=self._clock()
         )  # fmt: skip
 
-    def _session_of(self, token: Credential | None, now: datetime) -> str | None:
-        """No longer than the token itself lives."""
+    def _session_of(self, token: Credential | None, secret: str, now: datetime) -> str | None:
+        """No longer than the token itself lives, and no more than it may do."""
         if token is None:
             return None
         lifetime = SESSION_LIFETIME if token.expires is None else min(SESSION_LIFETIME, token.expires - now)
         return self._access.issue(
-            CredentialKind.SESSION, name=token.name, actor=token.name, now=now, lifetime=lifetime
+            CredentialKind.SESSION, name=token.name, actor=f"token:{token.name}", now=now, lifetime=lifetime,
+            scope=token.scope, parent=secret,
         )  # fmt: skip

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 
 from talaria.model.errors import LedgerAway, NoRoom
 from talaria.store.listing import Listing, QueueLine, WorkerLine
+from talaria.store.operations import Operations, Pause
 from talaria.store.spool import Spool
 from talaria.store.workers import SILENCE
 from talaria.web.auth import Doorman
@@ -113,12 +114,14 @@ class Health:
         self,
         *,
         listing: Listing,
+        operations: Operations,
         spools: Sequence[Spool],
         doorman: Doorman,
         clock: Callable[[], datetime],
         reserve_bytes: int,
     ) -> None:
-        self._listing, self._spools, self._doorman, self._clock = listing, spools, doorman, clock
+        self._listing, self._operations = listing, operations
+        self._spools, self._doorman, self._clock = spools, doorman, clock
         self._reserve_bytes = reserve_bytes
 
     def live(self) -> JSONResponse:
@@ -134,7 +137,9 @@ class Health:
         try:
             if self._doorman.caller(request) is not None:
                 answer["dependencies"] = [asdict(dependency) for dependency in dependencies]
-                answer["queues"] = [_queue(line, now) for line in self._listing.queue()]
+                pauses = self._operations.paused()
+                answer["queues"] = [_queue(line, pauses, now) for line in self._listing.queue()]
+                answer["pauses"] = [_pause(pause) for pause in pauses]
         except LedgerAway:
             is_ready = answer["ready"] = False
         return JSONResponse(answer, status_code=200 if is_ready else 503)
@@ -153,12 +158,14 @@ class Health:
     def _ledger_and_services(self, now: datetime) -> list[Dependency]:
         try:
             services = services_of(self._listing.workers(since=now - MISSED), now=now)
+            drains = [pause for pause in self._operations.paused() if pause.kind == "drain"]
         except LedgerAway as error:
             return [Dependency(name="ledger", ready=False, detail=str(error))]
         none = Dependency(name="services", ready=False, detail="none was heard of; start them with `talaria serve`")
         return [
             Dependency(name="ledger", ready=True, detail="answers"),
             *([_heard(service, now) for service in services] or [none]),
+            *(Dependency(name="drain", ready=False, detail=_drained(pause)) for pause in drains),
         ]
 
 
@@ -171,10 +178,24 @@ def _heard(service: ServiceStanding, now: datetime) -> Dependency:
     )
 
 
-def _queue(line: QueueLine, now: datetime) -> dict[str, object]:
+def _queue(line: QueueLine, pauses: Sequence[Pause], now: datetime) -> dict[str, object]:
     return {
         "kind": line.kind,
         "target": line.target,
         "states": dict(line.states),
         "oldest_seconds": None if line.oldest is None else round((now - line.oldest).total_seconds(), 3),
+        "paused": any(
+            pause.kind == "drain" or (pause.kind == line.kind and pause.target in {"", line.target or ""})
+            for pause in pauses
+        ),
     }
+
+
+def _pause(pause: Pause) -> dict[str, object]:
+    since = pause.since.isoformat(timespec="seconds").replace("+00:00", "Z")
+    return {"kind": pause.kind, "target": pause.target, "actor": pause.actor, "reason": pause.reason, "since": since}
+
+
+def _drained(pause: Pause) -> str:
+    why = f": {pause.reason}" if pause.reason else ""
+    return f"nothing new is accepted, asked by {pause.actor}{why}; end it with `talaria drain --end`"

@@ -4,8 +4,16 @@ from fastapi import HTTPException
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-#: Of the body of a request; nothing that is taken here is longer.
+from talaria.model.document import SIZE_LIMIT_BYTES
+
+#: Of the body of a request, where nothing else is said.
 BODY_LIMIT_BYTES = 64 * 1024
+
+#: Where more is taken: ten thousand numbers of jobs, and a rulebook.
+LONGER_BODIES = {
+    **{f"/api/v1/jobs/{act}": 256 * 1024 for act in ("retry", "hold", "release", "cancel", "restart")},
+    "/api/v1/rulebook": SIZE_LIMIT_BYTES,
+}
 
 #: On every answer; an answer's own `Cache-Control` stands.
 HEADERS = {
@@ -32,14 +40,14 @@ class Shield:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        left = BODY_LIMIT_BYTES
+        left = most = LONGER_BODIES.get(scope["path"], BODY_LIMIT_BYTES)
 
         async def counted() -> Message:
             nonlocal left
             message = await receive()
             left -= len(message.get("body", b""))
             if left < 0:
-                raise HTTPException(413, f"the body is longer than {BODY_LIMIT_BYTES} bytes; send less")
+                raise HTTPException(413, f"the body is longer than {most} bytes; send less")
             return message
 
         async def covered(message: Message) -> None:
