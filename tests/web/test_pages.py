@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from talaria.model.job import Event, Kind
+from talaria.store.operations import Operations
 from world import World
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&{{ 7*7 }}"
@@ -182,3 +183,19 @@ def test_many_studies_are_cut(world: World) -> None:
 
     assert text.count('href="/studies/') == 50
     assert "<code>talaria studies list</code>" in text
+
+
+def test_what_is_paused_is_told(world: World) -> None:
+    """
+    A pause and a drain stand on the first page with who, why, and how to end them; hostile reasons are text.
+    """
+    now = world.clock.now()
+    operations = Operations(world.ledger, world.rulebooks)
+    operations.pause("process", actor="local:ada", reason=HOSTILE, now=now)
+    operations.drain(actor="token:upgrade", now=now)
+    text = page(world)
+
+    assert "<strong>Paused: process.</strong>" in text
+    assert "<code>talaria resume process</code>" in text
+    assert "by token:upgrade. End it with <code>talaria drain --end</code>" in text
+    assert "<script>alert" not in text

@@ -124,7 +124,8 @@ class Jobs:
         places = self._places(kind, spools, now, off_peak=off_peak, full=full)
         if not places:  # most looks find nothing: they must not take the pen
             return None
-        with self._ledger.writing("jobs.claim", is_synced=False) as connection:  # a claim that is lost is made again
+        # A delivery's claim that a power cut takes is made again; a module's counts, for it may be what brings us down.
+        with self._ledger.writing("jobs.claim", is_synced=kind is Kind.PROCESS) as connection:
             row = next((row for place in places if (row := _first(connection, place)) is not None), None)
             if row is None:
                 return None

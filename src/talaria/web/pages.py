@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from talaria.model.job import Kind, State
 from talaria.model.rulebook import Rulebook
 from talaria.store.listing import Listing, QueueLine, StudyLife
+from talaria.store.operations import Operations
 from talaria.store.revisions import Rulebooks
 from talaria.store.spool import Spool
 from talaria.web.api import LOG_CHARACTERS, StudyUID
@@ -98,12 +99,14 @@ class Pages:
         self,
         *,
         listing: Listing,
+        operations: Operations,
         spools: Sequence[Spool],
         rulebooks: Rulebooks,
         templates: Templates,
         clock: Callable[[], datetime],
         reserve_bytes: int,
     ) -> None:
+        self._operations = operations
         self._listing, self._spools, self._rulebooks, self._templates = listing, spools, rulebooks, templates
         self._clock, self._reserve_bytes = clock, reserve_bytes
 
@@ -115,6 +118,7 @@ class Pages:
         context = {
             "book": book,
             "services": services,
+            "pauses": self._operations.paused(),
             "silent": [service for service in services if not service.is_heard],
             "disks": [disk_of(spool, reserve_bytes=self._reserve_bytes) for spool in self._spools],
             "queue": [_queue_row(line) for line in self._listing.queue()],

@@ -132,8 +132,8 @@ def create_site(
             spools=spools, clock=clock, reserve_bytes=reserve_bytes,
         ),
         pages=Pages(
-            listing=listing, spools=spools, rulebooks=rulebooks, templates=templates, clock=clock,
-            reserve_bytes=reserve_bytes,
+            listing=listing, operations=operations, spools=spools, rulebooks=rulebooks, templates=templates,
+            clock=clock, reserve_bytes=reserve_bytes,
         ),
         sign_in=SignIn(
             entrance=Entrance(access, clock=clock), templates=templates, secure_cookies=secure_cookies
