@@ -2,7 +2,7 @@
 
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,11 +40,15 @@ def make_database(address: str, name: str, *, source: str) -> None:
 
 
 @pytest.fixture
-def empty_database(postgresql: str) -> str:
-    """The address of a database of our own without any table."""
-    name = f"e{secrets.token_hex(8)}"
-    make_database(postgresql, name, source="template0")
-    return f"{postgresql}/{name}"
+def empty_databases(postgresql: str) -> Callable[[], str]:
+    """Makes databases of our own without any table; the address of each."""
+
+    def make() -> str:
+        name = f"e{secrets.token_hex(8)}"
+        make_database(postgresql, name, source="template0")
+        return f"{postgresql}/{name}"
+
+    return make
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])

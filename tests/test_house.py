@@ -262,6 +262,7 @@ UNARMED = {
     "remove_tree": "of the processor's `_undo`, which has a point after it",
     "drop": "each file is followed by a point of the cleaner",
     "_private": "opens only",
+    "_remove": "of a restore: a half-made ledger that nobody uses yet",
 }
 
 #: Calls that change what is on disk.

@@ -113,7 +113,7 @@ def test_process_without_standard_error_goes_on() -> None:
 
 def test_lost_lines_are_counted() -> None:
     """
-    The first line that can be written again says how many could not.
+    As soon as lines can be written again, one says how many could not.
     """
     script = """
 kept = os.dup(2)
@@ -121,13 +121,80 @@ os.dup2(os.open('/dev/full', os.O_WRONLY), 2)
 for _ in range(3): log.error('lost')
 os.dup2(kept, 2)
 log.error('back')
-log.error('and on')
 """
     said = [json.loads(line) for line in logged(script, "json").splitlines()]
 
-    assert [("back", 3), ("and on", None)] == [
-        (line["event"], line.get("lost_lines")) for line in said if line["event"] != "lost"
-    ]
+    assert [("back", None), ("log lines were lost", 3)] == [(line["event"], line.get("lost_lines")) for line in said]
+    assert {"x"} == {line["service"] for line in said}
+
+
+#: Standard error is a pipe that nobody reads, until `read()` collects what came.
+BLOCKED = """
+reader, writer = os.pipe()
+os.dup2(writer, 2)
+os.close(writer)
+os.set_blocking(reader, True)
+said = []
+def read():
+    thread = threading.Thread(target=lambda: said.extend(open(reader)))
+    thread.start()
+    logging.shutdown()
+    os.close(2)
+    thread.join()
+    return [json.loads(line) for line in said]
+"""
+
+
+def test_log_that_nobody_reads_holds_up_nothing() -> None:
+    """
+    Where standard error is a pipe that is full, who logs goes on at once; later all errors are there, and of the other
+    lines as many as had a place, and one that says how many had none.
+    """
+    script = f"""{BLOCKED}
+import json, time
+began = time.monotonic()
+for number in range(9000):
+    log.info('told', number=number)
+    if number % 100 == 0: log.error('broke', number=number)
+assert time.monotonic() - began < 30, 'it waits'
+lines = read()
+told = [line['number'] for line in lines if line['event'] == 'told']
+lost = sum(line.get('lost_lines', 0) for line in lines)
+assert list(range(0, 9000, 100)) == [line['number'] for line in lines if line['event'] == 'broke']
+assert told == sorted(told) and 9000 == len(told) + lost, (len(told), lost)
+assert 2000 <= len(told) < 9000
+"""
+
+    logged(script, "json")
+
+
+def test_process_ends_where_nobody_reads() -> None:
+    """
+    A process whose lines nobody takes ends all the same, a little later.
+    """
+    script = f"""{BLOCKED}
+for number in range(3000): log.error('told', number=number)
+"""
+
+    logged(script, "json")
+
+
+def test_child_that_was_forked_logs_for_itself() -> None:
+    """
+    What waits is the parent's to write, and a child's lines are written though it has no thread of its parent's.
+    """
+    script = """
+log.error('parent')
+if not os.fork():
+    log.info('child')
+    logging.shutdown()
+    os._exit(0)
+os.wait()
+log.error('parent again')
+"""
+    said = [json.loads(line)["event"] for line in logged(script, "json").splitlines()]
+
+    assert ["parent", "child", "parent again"] == said
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import fcntl
+import logging
 import os
 import secrets
 import signal
@@ -599,7 +600,8 @@ class Supervisor:
     """
     Keeps a process for each service alive, the receiver in as many as asked for; its children die with it.
 
-    They are forked, not started anew: what is imported once is there in all of them. It has no threads itself.
+    They are forked, not started anew: what is imported once is there in all of them. It has no threads itself but that
+    of the log, which holds nothing that a child needs.
     """
 
     def __init__(self, config: Config, services: Sequence[str]) -> None:
@@ -664,6 +666,7 @@ class Supervisor:
             elif bug is not None:
                 log.error("cannot run", service=service, bug=told(bug), exc_info=bug)
         finally:
+            guarded(logging.shutdown)  # what was logged last is to be read
             os._exit(code)
 
     def _end(self) -> None:

@@ -1,6 +1,7 @@
 """Killed at every named fail point, at its first, second and tenth hit; the next process goes on, and all is well."""
 
 import math
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,10 @@ import pytest
 from stage import Play, Pool, names
 
 from sink import Sink, sink
+from talaria import failpoint
+from talaria.store.ledger import Ledger
+from talaria.store.spool import Spool
+from talaria.testing import MovedClock
 
 HITS = (1, 2, 10)
 
@@ -27,7 +32,6 @@ ELSEWHERE = {
     "restore.": "an administrator's: tests/store/test_backup.py",
     "cases.chosen": "a person's choice for a case: tests/store/test_operations.py",
     "compare.": "after a restore: tests/store/test_reconciling.py",
-    "journal.": "with the ledger away: test_absence, tests/store/test_journal.py",
     "operations.told": "what a person is told of: tests/store/test_operations.py",
     "pruning.": "after weeks: tests/store/test_pruning.py",
     "redirection.": "a person's choice for a study: tests/store/test_operations.py",
@@ -87,6 +91,33 @@ def test_killed_at_each_point_of(room: str, play: Play, passes: dict[str, int], 
     the images of one job twice for each kill. On PostgreSQL the first hits; the others under `make soak`.
     """
     kill_at_each(play, room, passes, HITS if ledger_url.startswith("sqlite") else HITS[:1])
+
+
+MADE = ("spool.create.", "ledger.migrate", "migration.")
+
+
+@pytest.mark.parametrize("name", sorted(name for name in names() if name.startswith(MADE)))
+def test_killed_while_a_home_is_made(name: str, tmp_path: Path) -> None:
+    """
+    What was half made is made whole by doing it again.
+    """
+
+    def make() -> None:
+        ledger = Ledger.open(f"sqlite:///{tmp_path}/ledger.db")
+        ledger.migrate(now=MovedClock().now())
+        Spool.create(tmp_path / "spool", clock=MovedClock().now)
+        ledger.verify_schema()
+        ledger.close()
+
+    pid = os.fork()
+    if not pid:
+        failpoint.arm(f"{name}=kill")
+        make()
+        os._exit(0)
+
+    assert -signal.SIGKILL == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    make()
+    assert Spool.open(tmp_path / "spool", clock=MovedClock().now).name
 
 
 @pytest.mark.soak

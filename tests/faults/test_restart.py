@@ -3,7 +3,6 @@
 import os
 import secrets
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +14,7 @@ from ledger_scu import data_digest, freight_of
 from real import Real
 from stage import Pool
 
-from serving import Serving, until
+from serving import Serving, answers, until
 from sink import Sink
 from talaria.store.ledger import Ledger
 from talaria.store.schema import case_series, cases, deliveries, instances, job_series, jobs, series, studies
@@ -105,7 +104,7 @@ def test_restart_with_ten_thousand_studies_queued(queued: Real) -> None:
         queued.waiting = queued.scu().send(queued.waiting)
         assert time.monotonic() - began < 5, "no image was taken"
     taken = time.monotonic() - began
-    until(lambda: answers_http(queued), seconds=20, what="the API")
+    until(lambda: answers(queued.serving.web_port), seconds=20, what="the API")
     asked = time.monotonic()
     page = queued.serving.api("/api/v1/jobs?limit=100")
     paged = time.monotonic() - asked
@@ -115,15 +114,6 @@ def test_restart_with_ten_thousand_studies_queued(queued: Real) -> None:
     assert taken <= 5
     assert 100 == len(page["items"])
     assert paged <= 1
-
-
-def answers_http(real: Real) -> bool:
-    """Whether the API answers."""
-    try:
-        urllib.request.urlopen(f"http://127.0.0.1:{real.serving.web_port}/health", timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 def waiting(real: Real) -> int:

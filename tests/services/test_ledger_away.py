@@ -22,7 +22,7 @@ from talaria.model.extensions import Delivery, Executor, Exit, Findings, Outcome
 from talaria.model.job import Event, Job, Kind, State
 from talaria.services.loop import Books, Heart
 from talaria.store.jobs import LEASE
-from talaria.store.journal import Journal
+from talaria.store.journal import Ended, Journal
 from talaria.store.schema import deliveries, events, jobs, outcomes, runs
 from talaria.store.workers import Process
 from talaria.testing import MovedClock, synthetic_ct
@@ -643,6 +643,7 @@ def test_lost_claim_sends_nothing_again(scene: Scene) -> None:
     with scene.orchestra.ledger.writing("test") as connection:
         connection.execute(sa.update(jobs).values(state="pending", attempt=0, owner=None, lease=None, ready=True))
     end = scene.orchestra.books._journal.entries()[-1]
+    assert isinstance(end, Ended)
     scene.deliver()  # nothing is begun while the end of the first attempt is with another lane
     before = scene.job().state
     scene.orchestra.books.forget(end)

@@ -80,7 +80,7 @@ def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str
         if kind == "sqlite":
             make_ledger(f"sqlite:///{tmp_path}/other.db")
             return f"sqlite:///{tmp_path}/other.db"
-        url = str(request.getfixturevalue("empty_database"))
+        url = str(request.getfixturevalue("empty_databases")())
         make_ledger(url)
         return url
 

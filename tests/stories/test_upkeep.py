@@ -34,7 +34,8 @@ def new_url(request: pytest.FixtureRequest) -> Callable[[Path], str]:
     def make(folder: Path) -> str:
         if request.param == "sqlite":
             return f"sqlite:///{folder}/home/ledger.db"
-        return f"{request.getfixturevalue('empty_database')}?application_name={folder.name}"
+        databases: Callable[[], str] = request.getfixturevalue("empty_databases")
+        return databases()
 
     return make
 

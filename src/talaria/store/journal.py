@@ -162,6 +162,7 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         sync_directory(self._folder)
+        failpoint("journal.entry.aside")
         self.drop(entry)
         return name
 
@@ -173,6 +174,7 @@ class Journal:
             if not self._waiting:
                 with contextlib.suppress(OSError):
                     self._path.unlink()
+                failpoint("journal.file.closed")
             os.close(self._descriptor)
             self._path, self._descriptor, self._length = None, -1, 0
 
@@ -255,6 +257,7 @@ class Leftover:
         """Keep it for people to look at; nobody replays it any more. Where it is now."""
         path = self.path.with_suffix(".odd")
         os.rename(self.path, path)
+        failpoint("journal.file.aside")
         sync_directory(path.parent)
         return path
 
