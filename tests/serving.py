@@ -14,6 +14,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from talaria.store.ledger import Ledger
 from talaria.store.listing import Listing
 
@@ -53,6 +55,9 @@ def answers(port: int) -> bool:
 
 #: Each service of a home as a command of its own; of what only one may claim, two.
 APART = ("receiver", "router", "router", "processor", "dispatcher", "dispatcher", "cleaner", "bookkeeper", "web")
+
+#: A story of one `talaria serve` on SQLite that is told of separate commands on PostgreSQL, too.
+ON_BOTH = pytest.mark.parametrize("serving", ["sqlite", "postgresql"], indirect=True)
 
 
 class Serving:

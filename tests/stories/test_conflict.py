@@ -7,7 +7,7 @@ import pytest
 from pydicom import dcmread
 
 from orchestra import Orchestra, data_sets
-from serving import Serving, until
+from serving import ON_BOTH, Serving, until
 from talaria.model.part10 import META_LIMIT_BYTES, parse_meta
 from talaria.testing import synthetic_ct
 
@@ -40,6 +40,7 @@ def contents(folder: Path) -> list[bytes]:
 
 
 @pytest.mark.server
+@ON_BOTH
 def test_other_content_under_a_known_uid_is_kept_and_told(tmp_path: Path, serving: Serving) -> None:
     """
     Both contents are kept in the spool, the event log tells of the conflict, and the newer one is delivered as well.

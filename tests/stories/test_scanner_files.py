@@ -11,7 +11,7 @@ from pydicom import dcmread
 from pydicom.data.data_manager import DATA_ROOT
 
 from orchestra import data_sets, files_of
-from serving import ENVIRONMENT, Orthanc, Serving, orthanc, storescp, until
+from serving import ENVIRONMENT, ON_BOTH, Orthanc, Serving, orthanc, storescp, until
 from talaria.dimse.files import Found, find_instances
 from talaria.testing import synthetic_ct, synthetic_mr
 
@@ -67,6 +67,7 @@ def arrived(serving: Serving) -> dict[str, bytes]:
     return files_of(serving.folder / "out")
 
 
+@ON_BOTH
 def test_scanner_files_sent_by_ourselves_arrive_everywhere(tmp_path: Path, routing: Serving, archive: Orthanc) -> None:
     """
     Sent by `talaria send`, each data set in the folder is its source's, byte for byte, and the archive has them all.
@@ -92,6 +93,7 @@ def pictures(files: Iterable[bytes]) -> dict[str, tuple[str, bytes]]:
     return found
 
 
+@ON_BOTH
 def test_scanner_files_sent_by_dcmsend_arrive_as_at_storescp(tmp_path: Path, routing: Serving) -> None:
     """
     Sent by DCMTK, which re-encodes some data sets itself, each is what DCMTK's own receiver gets of the same command.

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from serving import Serving, answers, until
+from serving import ON_BOTH, Serving, answers, until
 from talaria.store.ledger import Ledger
 from talaria.store.revisions import Revisions
 
 pytestmark = pytest.mark.server
 
 
+@ON_BOTH
 def test_service_that_dies_is_started_again(serving: Serving) -> None:
     """
     A killed receiver is back within seconds, and the others go on.
@@ -31,6 +32,7 @@ def test_service_that_dies_is_started_again(serving: Serving) -> None:
     assert 0 == serving.stop()
 
 
+@ON_BOTH
 def test_sigterm_ends_it_in_good_order(serving: Serving) -> None:
     """
     SIGTERM ends every service; exit code 0, nothing left, ports free.
@@ -55,11 +57,12 @@ def test_children_die_with_the_supervisor(serving: Serving) -> None:
     until(lambda: not answers(serving.web_port), seconds=10, what="the end of the pages")
 
 
-def test_rulebook_that_is_not_understood_stops_no_service(tmp_path: Path, serving: Serving) -> None:
+@ON_BOTH
+def test_rulebook_that_is_not_understood_stops_no_service(serving: Serving) -> None:
     """
     Where the newest revision names a plug that is gone, `serve` starts, and says why the revision does not run.
     """
-    ledger = Ledger.open(f"sqlite:///{tmp_path}/home/ledger.db")
+    ledger = Ledger.open(serving.url)
     Revisions(ledger).save("targets: {x: {kind: ours}}\nrules: {}\n", author="eve", now=datetime.now(UTC))
     ledger.close()
     serving.start()

@@ -224,9 +224,7 @@ def _refuse_unknown(connection: Connection, noted: Noted) -> None:
 
 def _is_compacted(connection: Connection, noted: Noted) -> bool:
     """Whether all went well since, long ago: its outcomes are a count and a digest."""
-    own = sa.select(deliveries.c.id).where(
-        deliveries.c.id == noted.delivery_id, deliveries.c.digest.is_not(None)
-    )
+    own = sa.select(deliveries.c.id).where(deliveries.c.id == noted.delivery_id, deliveries.c.digest.is_not(None))
     return connection.execute(own).first() is not None
 
 

@@ -124,8 +124,7 @@ class Jobs:
         places = self._places(kind, spools, now, off_peak=off_peak, full=full)
         if not places:  # most looks find nothing: they must not take the pen
             return None
-        # A delivery's claim that a power cut takes is made again; a module's counts, for it may be what brings us down.
-        with self._ledger.writing("jobs.claim", is_synced=kind is Kind.PROCESS) as connection:
+        with self._ledger.writing("jobs.claim", is_synced=self._outlasts_all(kind)) as connection:
             row = next((row for place in places if (row := _first(connection, place)) is not None), None)
             if row is None:
                 return None
@@ -137,6 +136,15 @@ class Jobs:
             as_job(row), state=State.ACTIVE, owner=owner, attempt=row.attempt + 1, reason="", updated=now
         )  # fmt: skip
         return Claim(job=job, owner=owner, since=row.since, extents=_extents(row.extents))
+
+    def _outlasts_all(self, kind: Kind) -> bool:
+        """
+        Whether a claim is synced: not a delivery's on SQLite, which only a power cut can take, and then it is made again.
+
+        A server that is killed would forget it, too, and what was sent under it would be sent again by others; and a
+        module's attempt counts whatever happens, for it may be what brings the machine down.
+        """
+        return self._ledger.has_server or kind is Kind.PROCESS
 
     def _places(
         self, kind: Kind, spools: Collection[str], now: datetime, *, off_peak: bool, full: Collection[str]

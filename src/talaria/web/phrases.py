@@ -131,7 +131,7 @@ _EVENTS: Mapping[str, str] = {
     "work.resumed": "{work} {target} goes on, asked by {actor}",
     "series.held": "held: {reason}",
     "series.lost": "the files of {instances} images are gone; {left} are left",
-    "ledger.restored": "the ledger was restored by {actor} from the backup of {made}; {deliveries_held} deliveries held",
+    "ledger.restored": "restored by {actor} from the backup of {made}; {deliveries_held} deliveries held",
     "ledger.rebuilt": "the ledger was made anew by {actor}",
     "spool.compared": "the spool was compared with the ledger: {files} files, {lost} images gone",
     "job.made": "made: {job_kind} for rule {rule}, target {target}",
