@@ -139,7 +139,7 @@ class Jobs:
 
     def _outlasts_all(self, kind: Kind) -> bool:
         """
-        Whether a claim is synced: not a delivery's on SQLite, which only a power cut can take, and then it is made again.
+        Whether a claim is synced: not a delivery's on SQLite, which only a power cut takes, and then it is made again.
 
         A server that is killed would forget it, too, and what was sent under it would be sent again by others; and a
         module's attempt counts whatever happens, for it may be what brings the machine down.
