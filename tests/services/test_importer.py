@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -272,3 +273,53 @@ def test_odd_files_are_skipped(orchestra: Orchestra, tmp_path: Path) -> None:
     (tmp_path / "none.zip").write_bytes(buffer.getvalue())
 
     assert (0, 2, 0) == counts(take(orchestra, tmp_path / "empty", tmp_path / "text.gz", tmp_path / "none.zip"))
+
+
+def damaged_zip(path: Path) -> Path:
+    """An archive whose only member, packed by LZMA, cannot be unpacked."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a", bytes(128) + b"DICM" + bytes(5000))
+    content = bytearray(packed.getvalue())
+    content[40:60] = bytes(byte ^ 0x55 for byte in content[40:60])
+    path.write_bytes(content)
+    return path
+
+
+def sparse_tar(path: Path, headers: dict[str, str]) -> Path:
+    """An archive that says nonsense of a sparse file."""
+    with tarfile.open(path, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("a")
+        member.size, member.pax_headers = 600, headers
+        archive.addfile(member, io.BytesIO(b"garbage\n" * 75))
+    return path
+
+
+def test_no_archive_stops_an_import(orchestra: Orchestra, images: list[Path], tmp_path: Path) -> None:
+    """
+    What readers of archives raise for damage of any kind is told of that archive; what comes after is taken.
+    """
+    odd = (
+        damaged_zip(tmp_path / "a.zip"),
+        sparse_tar(tmp_path / "b.tar", {"GNU.sparse.map": "a,b", "GNU.sparse.size": "600"}),
+        sparse_tar(tmp_path / "c.tar", {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "x"}),
+    )
+    tally = take(orchestra, *odd, *images)
+
+    assert (len(images), 0, 3) == counts(tally)
+
+
+def test_folder_that_cannot_be_read_is_told(orchestra: Orchestra, tmp_path: Path) -> None:
+    """
+    What lies too deep to be reached is not left out in silence.
+    """
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=descriptor)
+        deeper = os.open("d" * 250, os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = deeper
+    os.close(descriptor)
+    tally = take(orchestra, tmp_path / ("d" * 250))
+
+    assert (1, True) == (tally.refused, "too long" in tally.reasons[0])

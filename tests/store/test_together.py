@@ -4,18 +4,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from rows import QUIET, Rows, arrival, series_of
-from talaria.model.errors import Overtaken
-from talaria.model.job import Extent, Kind
+from talaria.model.errors import Overtaken, Refused
+from talaria.model.extensions import Outcome, Standing
+from talaria.model.job import Event, Extent, Kind
 from talaria.model.plan import plan_study
+from talaria.store import compaction
+from talaria.store.compaction import Compaction
 from talaria.store.jobs import NewJob, make_job
-from talaria.store.ledger import Ledger
-from talaria.store.schema import cases, events
+from talaria.store.ledger import Ledger, Subject, write_event
+from talaria.store.schema import cases, outcomes
 from talaria.testing import MovedClock
 
 pytestmark = [pytest.mark.server, pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)]
@@ -186,3 +190,80 @@ def test_same_job_made_twice_at_the_same_time_is_one(rows: Rows, ledger: Ledger)
 
     assert (None, None) == (first.end(), second.end())
     assert 1 == len(set(made))
+
+
+def test_routers_seldom_begin_with_the_same_series(rows: Rows) -> None:
+    """
+    Where several series are due, not all routers begin with the one that is due longest.
+    """
+    for number in range(4):
+        rows.receive(*series_of(1, study=str(number)))
+        rows.clock.move(QUIET)
+    rows.clock.move(QUIET)
+    now = rows.clock.now()
+
+    assert {1, 2, 3, 4} == {rows.cases.due_series(now) for _ in range(200)}
+
+
+def tell(ledger: Ledger, clock: MovedClock, kind: str, *, fails: bool = False) -> None:
+    """Write an event; or nothing, though its number is used up."""
+    with ledger.writing("test.tell") as connection:
+        write_event(connection, kind, now=clock.now(), subject=Subject())
+        if fails:
+            raise Refused("undone")
+
+
+def test_event_that_is_committed_late_is_not_passed_over(rows: Rows, ledger: Ledger, clock: MovedClock) -> None:
+    """
+    Who reads events by their number gets each, though the one with the lower number is committed last.
+    """
+    with before_commit(ledger, lambda: tell(ledger, clock, "a")) as first:
+        tell(ledger, clock, "b")
+        tell(ledger, clock, "c")
+        before = rows.listing.events()
+    assert first.end() is None
+
+    assert ([], ["a", "b", "c"]) == ([e.kind for e in before], [e.kind for e in rows.listing.events()])
+
+
+def test_number_of_an_event_that_never_was_stops_nobody(rows: Rows, ledger: Ledger, clock: MovedClock) -> None:
+    """
+    A transaction that was undone leaves a gap: it is waited for only until those have ended that ran when it was seen.
+    """
+    with pytest.raises(Refused):
+        tell(ledger, clock, "undone", fails=True)
+    with before_commit(ledger, lambda: tell(ledger, clock, "a")) as first:
+        tell(ledger, clock, "b")
+        assert () == rows.listing.events()
+    assert first.end() is None
+    with before_commit(ledger, lambda: tell(ledger, clock, "c")) as second:
+        found = [e.kind for e in rows.listing.events()]
+    assert second.end() is None
+
+    assert ["a", "b"] == found
+
+
+def test_delivery_is_begun_anew_while_it_is_compacted(
+    rows: Rows, ledger: Ledger, clock: MovedClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Outcomes that compaction is just removing are there again when a person restarts the job.
+    """
+    monkeypatch.setattr(compaction, "_MOST_ROWS", 2)
+    rows.receive(*series_of(5))
+    rows.settle()
+    claim = rows.claim()
+    delivery = rows.deliveries.prepare(claim, locate=Path).delivery
+    found = [Outcome(instance_id=p.instance_id, standing=Standing.SENT, status=0) for p in delivery.parcels]
+    rows.deliveries.record(delivery, found, now=clock.now(), seconds=1, size_bytes=1)
+    rows.jobs.end(claim, Event.FINISH, now=clock.now())
+    clock.move(compaction.REST)
+    house, finish = Compaction(ledger), Compaction._finish
+    monkeypatch.setattr(Compaction, "_finish", lambda *_, **__: None)
+    house.step(after=0, now=clock.now(), aged=compaction.REST)
+    with before_commit(ledger, lambda: finish(house, delivery.id, now=clock.now())) as cleaning:
+        person = Other(lambda: rows.jobs.act(claim.job.id, Event.RESTART, actor="eve", now=clock.now()))
+        await_lock(ledger)
+
+    assert (None, None) == (cleaning.end(), person.end())
+    assert 5 == len(_all(ledger, sa.select(outcomes.c.instance_id)))

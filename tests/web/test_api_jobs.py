@@ -7,6 +7,7 @@ import pytest
 
 from talaria.store.access import Scope
 from talaria.store.jobs import Jobs
+from talaria.store.schema import studies
 from world import World
 
 ROOT = "/api/v1"
@@ -205,3 +206,24 @@ def test_drain(busy: World) -> None:
     assert [] == client.get(f"{ROOT}/pauses").json()["items"]
     assert client.delete(f"{ROOT}/drain").json()["draining"] is False
     assert client.delete(f"{ROOT}/drain").status_code == 200
+
+
+def test_study_whose_uid_others_bear_as_a_name(busy: World) -> None:
+    """
+    However many studies come later whose patient is called like a study's UID, that study can still be acted on.
+    """
+    uid = busy.program().get(f"{ROOT}/studies?limit=1").json()["items"][0]["study_uid"]
+    with busy.ledger.writing("test.studies") as connection:
+        now = busy.clock.now()
+        names = ("patient_name", "accession_number", "study_date", "study_description")
+        rows = [
+            {
+                "study_instance_uid": f"1.9.{number}", "patient_id": uid, "first_received": now,
+                "last_received": now, **dict.fromkeys(names, ""),
+            }
+            for number in range(60)
+        ]  # fmt: skip
+        connection.execute(studies.insert(), rows)
+    status, _ = post(busy, f"/studies/{uid}/send", {"target": "archive"})
+
+    assert 200 == status

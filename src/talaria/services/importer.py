@@ -1,8 +1,10 @@
 """The importer: takes instances from files, folders and archives into the spool, as if each had been sent."""
 
 import gzip
+import lzma
 import os
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -30,8 +32,11 @@ _TAR_HEADER_BYTES = 1 << 20
 _TAR_HEADERS = frozenset({tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, b"x", b"g", b"X"})
 _GZIP = b"\x1f\x8b"
 _TAR_NAMES = (".tar", ".tar.gz", ".tgz")
-#: What damaged archives make their readers raise.
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError)
+#: What damaged archives make their readers raise; ValueError where a number or a text is none.
+_DAMAGED = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError,
+    struct.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,14 +221,21 @@ def find(paths: Iterable[Path], *, limits: ArchiveLimits) -> Iterator[Candidate 
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from error
         for file in _files(path) if is_folder else [path]:
-            yield from _look(file, limits=limits)
+            if isinstance(file, PassedOver):
+                yield file
+            else:
+                yield from _look(file, limits=limits)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for where, folders, names in os.walk(folder):
+def _files(folder: Path) -> Iterator[Path | PassedOver]:
+    """The files of a folder, and the folders that cannot be read."""
+    closed: list[OSError] = []
+    for where, folders, names in os.walk(folder, onerror=closed.append):
         folders.sort()
         for name in sorted(names):
             yield Path(where, name)
+    for error in closed:
+        yield PassedOver(name=str(error.filename), reason=error.strerror or type(error).__name__, is_refused=True)
 
 
 def _look(path: Path, *, limits: ArchiveLimits) -> Iterator[Candidate | PassedOver]:

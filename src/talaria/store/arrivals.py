@@ -325,7 +325,7 @@ def _ensure_studies(connection: Connection, batch: Sequence[Arrival], *, now: da
         sa.select(studies.c.study_instance_uid, studies.c.id)
         .where(studies.c.study_instance_uid.in_(list(firsts)))
         .order_by(studies.c.id)
-        .with_for_update()  # in one order, so that two receivers never wait for each other
+        .with_for_update(key_share=True)  # in one order, so that two receivers never wait for each other
     )
     return {row.study_instance_uid: row.id for row in rows}
 
@@ -364,7 +364,7 @@ def _ensure_series(
             series.c.origin_job == 0,
         )
         .order_by(series.c.id)
-        .with_for_update()
+        .with_for_update(key_share=True)
     ).all()
     for row in rows:
         first = firsts.get((row.study_id, row.series_instance_uid))

@@ -1,6 +1,7 @@
 """Series that are due, the cases that rules or people open on them, and the plans that become jobs."""
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -14,13 +15,15 @@ from talaria.model.errors import Overtaken, Refused
 from talaria.model.job import Extent, Job, Kind
 from talaria.model.plan import CaseState, CaseView, Member, Opening, Plan, SeriesView, StudyView
 from talaria.store.jobs import AD_HOC, NewJob, make_job
-from talaria.store.ledger import AnyRow, Ledger, Subject, insert_ignoring, insert_one, write_event
+from talaria.store.ledger import AnyRow, Ledger, Subject, insert_ignoring, insert_unless_there, write_event
 from talaria.store.schema import case_series, cases, instances, job_series, jobs, pauses, series, studies
 
 #: Longer lists of siblings are not shown to rules: a study of more series is no study.
 _SIBLINGS = 2000
 #: However long a quiet time is, what waits for it is looked at so often: the clock may have been set back meanwhile.
 LONGEST_WAIT = timedelta(hours=1)
+#: Routers that share a server begin with any of so many, which are due about the same.
+_HERD = 16
 #: Stands for the rule of a case that a person opened outside of any; no rule's name has a colon in it.
 SENT_BY = "sent by: "
 #: While one of these is paused, nothing is routed.
@@ -44,11 +47,10 @@ class Cases:
     # -- series --
 
     def due_series(self, now: datetime) -> int | None:
-        """A received series that wants to be looked at, the longest due first."""
-        with self._ledger.reading() as connection:
-            return connection.execute(
-                sa.select(series.c.id).where(_is_due(series.c.due, now), _is_running()).order_by(series.c.due).limit(1)
-            ).scalar()
+        """A received series that wants to be looked at, the longest due first; on a server one of the first few."""
+        return self._one_of(
+            sa.select(series.c.id).where(_is_due(series.c.due, now), _is_running()).order_by(series.c.due)
+        )
 
     def next_due(self) -> datetime | None:
         """When the router has next to look at anything; None also while routing is paused."""
@@ -139,6 +141,12 @@ class Cases:
         with self._ledger.reading() as connection:
             return received_of(connection, study_uid, series_uid=series_uid)
 
+    def _one_of(self, due: sa.Select[tuple[int]]) -> int | None:
+        """The first; any of the first `_HERD` where several routers look, so that they seldom do the same work."""
+        with self._ledger.reading() as connection:
+            found = connection.execute(due.limit(_HERD if self._ledger.has_server else 1)).scalars().all()
+        return random.choice(found) if found else None  # noqa: S311 - parts a herd, guards nothing
+
     def postpone_series(self, series_id: int, until: datetime) -> None:
         """Look at a series again only then: a bug stopped its routing."""
         with self._ledger.writing("cases.postpone_series") as connection:
@@ -152,11 +160,10 @@ class Cases:
     # -- studies --
 
     def due_study(self, now: datetime) -> int | None:
-        """A study case that wants to be looked at."""
-        with self._ledger.reading() as connection:
-            return connection.execute(
-                sa.select(cases.c.id).where(_is_due(cases.c.due, now), _is_running()).order_by(cases.c.due).limit(1)
-            ).scalar()
+        """A study case that wants to be looked at, chosen as by `due_series`."""
+        return self._one_of(
+            sa.select(cases.c.id).where(_is_due(cases.c.due, now), _is_running()).order_by(cases.c.due)
+        )  # fmt: skip
 
     def study_view(self, case_id: int) -> StudyView:
         """A study case as it stands."""
@@ -178,13 +185,14 @@ class Cases:
             Overtaken: The case or one of its series changed since it was looked at; look again.
         """
         with self._ledger.writing("cases.study") as connection:
+            is_same = _unchanged(connection, view)  # first: who routes a series locks it, and then the study's cases
             state = {"state": CaseState.CLOSED, "reason": "" if plan.covered else plan.why} if plan.settled else {}
             changed = connection.execute(
                 sa.update(cases)
                 .where(cases.c.id == view.case.id, cases.c.version == view.version)
                 .values(due=_soon(plan.due, now), version=cases.c.version + 1, updated=now, **state)
             ).rowcount
-            if changed != 1 or not _unchanged(connection, view):
+            if changed != 1 or not is_same:
                 raise Overtaken(f"case {view.case.id} changed while it was looked at")
             for opening in plan.openings:
                 _hold_case(connection, view.case.id, opening.reason, now=now)
@@ -321,7 +329,7 @@ def _choose_case(connection: Connection, view: StudyView, plan: Plan, *, revisio
         insert_ignoring(connection, cases, [row])
     elif view.case.state is CaseState.CLOSED and plan.supplemented:
         del fresh["revision"]  # what comes late by itself stays with its own
-    found = connection.execute(_study_case(view.study_id, view.case.rule).with_for_update()).one()
+    found = connection.execute(_study_case(view.study_id, view.case.rule).with_for_update(key_share=True)).one()
     if found.version != view.version or view.case.id not in (0, found.id):
         raise Overtaken(f"case {found.id} changed while it was looked at")
     again = {} if plan.supplemented else {"supplement": 0}
@@ -480,7 +488,7 @@ def _unchanged(connection: Connection, view: StudyView, *, every: bool = True) -
         sa.select(series.c.id, series.c.last_received, series.c.settled, series.c.portions, series.c.held)
         .where(_is_member(view.study_id))
         .order_by(series.c.id)
-        .with_for_update()
+        .with_for_update(key_share=True)
     )
     now = {(row.id, row.last_received, row.settled, row.portions, row.held != "") for row in rows}
     return now == seen if every else seen <= now
@@ -506,25 +514,23 @@ def _open_case(connection: Connection, study_id: int, series_id: int, opening: O
     """A new case; or the one there is, which a study rule's further series join."""
     subject = Subject(study_id=study_id, series_id=0 if opening.is_study else series_id)
     fresh = {"state": opening.state, "reason": opening.reason, "revision": opening.revision, "updated": now}
-    row = connection.execute(
-        sa.select(cases).where(
-            cases.c.study_id == study_id, cases.c.series_id == subject.series_id, cases.c.rule == opening.rule
-        )
-    ).first()
-    if row is not None:
-        begins = opening.anew or row.state == CaseState.CLEANED or _has_nothing(connection, row.id)
-        if begins:
-            connection.execute(sa.update(cases).where(cases.c.id == row.id).values(supplement=0, **fresh))
-        if opening.state is CaseState.HELD:
-            _hold_case(connection, row.id, opening.reason, now=now)
-        elif begins:
-            _say_opened(connection, replace(subject, case_id=row.id), opening, now=now)
-        return int(row.id)
-    case_id = insert_one(
-        connection, cases, study_id=study_id, series_id=subject.series_id, rule=opening.rule, opened=now, **fresh
-    )
-    _say_opened(connection, replace(subject, case_id=case_id), opening, now=now)
-    return case_id
+    own = {"study_id": study_id, "series_id": subject.series_id, "rule": opening.rule}
+    statement = sa.select(cases).where(*(cases.c[name] == value for name, value in own.items()))
+    row = connection.execute(statement).first()
+    if row is None:  # or so it seems: another router may be opening it for another series of the study
+        case_id = insert_unless_there(connection, cases, **own, opened=now, **fresh)
+        if case_id is not None:
+            _say_opened(connection, replace(subject, case_id=case_id), opening, now=now)
+            return case_id
+        row = connection.execute(statement).one()
+    begins = opening.anew or row.state == CaseState.CLEANED or _has_nothing(connection, row.id)
+    if begins:
+        connection.execute(sa.update(cases).where(cases.c.id == row.id).values(supplement=0, **fresh))
+    if opening.state is CaseState.HELD:
+        _hold_case(connection, row.id, opening.reason, now=now)
+    elif begins:
+        _say_opened(connection, replace(subject, case_id=row.id), opening, now=now)
+    return int(row.id)
 
 
 def _say_opened(connection: Connection, subject: Subject, opening: Opening, *, now: datetime) -> None:

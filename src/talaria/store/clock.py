@@ -45,9 +45,10 @@ class DatabaseClock:
         """Now, aware, UTC; never waits for the server, which is asked by a thread of its own."""
         if not self._ledger.has_server:
             return self._wall()
+        now = self._wall() if self._booted is None else self._booted + self._uptime()
         if self._is_old() and self._asking.acquire(blocking=False):
             threading.Thread(target=self._ask_and_release, name="clock", daemon=True).start()
-        return self._wall() if self._booted is None else self._booted + self._uptime()
+        return now
 
     def ask(self) -> None:
         """

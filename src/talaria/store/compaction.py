@@ -165,7 +165,7 @@ def expand(connection: Connection, job_id: int) -> None:
 
     Nothing where there are none. All of them stand as they stood; only the second of each is that of the last.
     """
-    row = connection.execute(sa.select(deliveries).where(deliveries.c.job_id == job_id)).first()
+    row = connection.execute(sa.select(deliveries).where(deliveries.c.job_id == job_id).with_for_update()).first()
     if row is None:
         return
     if row.digest is None:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from talaria.model.errors import Overtaken, Refused
 from talaria.model.job import TRANSITIONS, Event, Extent, Job, Kind, Priority, State, after, turn
 from talaria.store.compaction import expand
-from talaria.store.ledger import AnyRow, Ledger, Subject, insert_one, storable, write_event
+from talaria.store.ledger import AnyRow, Ledger, Subject, insert_unless_there, storable, write_event
 from talaria.store.metering import count_delivery
 from talaria.store.schema import UTCTime, deliveries, events, instances, job_series, jobs, outcomes, series, studies
 from talaria.store.spool import new_ulid
@@ -408,16 +408,19 @@ def make_job(
         Its id; that of the job made before, when the same thing was asked already.
     """
     key = new.key(is_study=series_id == 0)
-    found = connection.execute(sa.select(jobs.c.id).where(jobs.c.key == key)).scalar()
+    asked = sa.select(jobs.c.id).where(jobs.c.key == key)
+    found = connection.execute(asked).scalar()
     if found is not None:
         return int(found)
-    job_id = insert_one(
+    job_id = insert_unless_there(
         connection, jobs, kind=new.kind, state=State.HELD if new.held else State.PENDING, study_id=study_id,
         series_id=series_id, case_id=case_id, rule=new.rule, revision=new.revision, target=new.target,
         parent=new.parent, priority=new.priority, supplement=new.supplement, reason=new.held, ready=not new.held,
         created=now, due=now,
         updated=now, since=now, spool=spool, key=key,
     )  # fmt: skip
+    if job_id is None:  # somebody else asked for it in this very moment
+        return int(connection.execute(asked).scalar_one())
     rows = [{"job_id": job_id, "series_id": e.series_id, "first": e.first, "last": e.last} for e in new.extents]
     connection.execute(job_series.insert(), rows)
     if new.kind is Kind.DISPATCH:

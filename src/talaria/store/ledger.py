@@ -403,6 +403,7 @@ _ADVICE = (
     ("password authentication failed", "check user and password in database_url"),
     ("too many clients", "raise its max_connections, or run fewer processes"),
     ("remaining connection slots", "raise its max_connections, or run fewer processes"),
+    ("too many connections for", "raise the connection limit of the role or the database, or run fewer processes"),
     ("read-only transaction", "it takes no changes now: is it a standby, or set to read-only?"),
     ("readonly database", "it takes no changes now: check the rights on its file and folder"),
 )
@@ -482,6 +483,19 @@ def insert_ignoring(connection: Connection, table: Table, rows: Sequence[Mapping
         else postgresql.insert(table).on_conflict_do_nothing()
     )
     connection.execute(statement, list(rows))
+
+
+def insert_unless_there(connection: Connection, table: Table, **values: Any) -> int | None:
+    """
+    Insert a row; its key, or None where its unique key is taken.
+
+    Where another transaction is about to commit such a row, its end is waited for: after None the row can be read.
+    """
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    (key,) = table.primary_key.columns
+    statement = insert(table).values(**values).on_conflict_do_nothing().returning(key)
+    found = connection.execute(statement).scalar()
+    return None if found is None else int(found)
 
 
 def insert_one(connection: Connection, table: Table, **values: Any) -> int:

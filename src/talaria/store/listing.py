@@ -45,6 +45,13 @@ _DISORDER = timedelta(days=1)
 _STUDY_WINDOWS = (100, 400, 500, 500)
 #: A state that more parts are in is common: studies in it are found by reading studies.
 _RARE = 5_000
+#: So many gaps between event numbers are remembered; one that is forgotten is waited for anew.
+_MOST_GAPS = 1000
+#: The transactions that have written an event, or are about to: they hold this until they end (`pg_locks`).
+_EVENT_WRITERS = sa.text(
+    "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' "
+    "AND relation = 'events'::regclass AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
 #: Studies with the same patient ID or accession number are found up to this many, the newest.
 _MOST_FOUND = 5_000
 
@@ -225,6 +232,13 @@ class Listing:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self._gaps: dict[int, frozenset[str]] = {}  # event after a gap: the transactions that may still fill it
+
+    def knows(self, study_uid: str) -> bool:
+        """Whether a study of that UID was received."""
+        with self._ledger.reading() as connection:
+            own = sa.select(studies.c.id).where(studies.c.study_instance_uid == study_uid)
+            return connection.execute(own).first() is not None
 
     def studies(
         self, *, limit: int = 50, after: str | None = None, state: str | None = None, find: str | None = None
@@ -324,9 +338,40 @@ class Listing:
         return Page(items=tuple(_delivery_line(row) for row in rows), next=place)
 
     def events(self, *, after: int = 0, limit: int = 100) -> tuple[EventLine, ...]:
-        """Events after a number, the oldest first."""
+        """
+        Events after a number, the oldest first; none is ever found later that goes before one of these.
+
+        A server commits events in another order than it numbers them: where a number is missing, the list ends
+        there until all transactions have ended that may still bring it.
+        """
         with self._ledger.reading() as connection:
-            return _event_lines(connection, events.c.id > after, limit=_bounded(limit))
+            found = _event_lines(connection, events.c.id > after, limit=_bounded(limit))
+        numbers = [event.id for event in found]
+        if not self._ledger.has_server or not _after_gaps(after, numbers):
+            return found
+        last = self._settled(after, numbers)
+        with self._ledger.reading() as connection:
+            return _event_lines(connection, events.c.id.between(after + 1, last), limit=_bounded(limit))
+
+    def _settled(self, after: int, numbers: Sequence[int]) -> int:
+        """The last of these event numbers that none can come before any more."""
+        with self._ledger.glancing() as connection:
+            writers = frozenset(connection.execute(_EVENT_WRITERS).scalars())
+        for number in _after_gaps(after, numbers):
+            left = self._may_fill(number, writers)
+            if left:
+                self._gaps[number] = left
+                while len(self._gaps) > _MOST_GAPS:
+                    self._gaps.pop(next(iter(self._gaps)), None)
+                return max((one for one in numbers if one < number), default=after)
+        return numbers[-1]
+
+    def _may_fill(self, number: int, writers: frozenset[str]) -> frozenset[str]:
+        """Those that may still bring an event before this one: not who began after it, or a later one, was seen."""
+        for later, before in list(self._gaps.items()):
+            if later >= number:
+                writers &= before
+        return writers
 
     def last_event(self) -> int:
         """The number of the last event; 0 before the first."""
@@ -370,6 +415,11 @@ class Listing:
         """Instances received over all time, by calling AE title; a copy that came again is not counted."""
         with self._ledger.reading() as connection:
             return dict(connection.execute(sa.select(received.c.calling_ae, received.c.instances)).all())
+
+
+def _after_gaps(after: int, numbers: Sequence[int]) -> list[int]:
+    """Those that do not follow the one before."""
+    return [number for before, number in zip([after, *numbers], numbers, strict=False) if number != before + 1]
 
 
 def _bounded(limit: int) -> int:

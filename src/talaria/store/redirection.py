@@ -221,7 +221,10 @@ def _again(act: Callable[[], Outcome]) -> Outcome:
 def _lock_series(connection: Connection, series_ids: Sequence[int]) -> int:
     """Nothing arrives for these and none is routed until the transaction ends; the id of their study."""
     rows = connection.execute(
-        sa.select(series.c.study_id).where(series.c.id.in_(series_ids)).order_by(series.c.id).with_for_update()
+        sa.select(series.c.study_id)
+        .where(series.c.id.in_(series_ids))
+        .order_by(series.c.id)
+        .with_for_update(key_share=True)
     )
     return int(rows.scalars().all()[0])
 
@@ -235,7 +238,7 @@ def _held_cases(connection: Connection, study_id: int, series_ids: Sequence[int]
             cases.c.state == CaseState.HELD,
         )
         .order_by(cases.c.id)
-        .with_for_update()
+        .with_for_update(key_share=True)
     ).all()
 
 

@@ -344,7 +344,7 @@ def _adopt_series(
     own = sa.and_(
         series.c.study_id == study_id, series.c.series_instance_uid == series_uid, series.c.origin_job == job_id
     )
-    row = connection.execute(sa.select(series.c.id, series.c.portions).where(own).with_for_update()).one()
+    row = connection.execute(sa.select(series.c.id, series.c.portions).where(own).with_for_update(key_share=True)).one()
     connection.execute(
         sa.update(instances)
         .where(instances.c.series_id == row.id, instances.c.superseded_by.is_(None))

@@ -302,6 +302,5 @@ class JobActs:
         Raises:
             HTTPException: 404: no such study was received.
         """
-        found = self._listing.studies(find=study_uid).items
-        if study_uid not in {line.study_uid for line in found}:
+        if not self._listing.knows(study_uid):
             raise missing(Refused(f"no study {study_uid} is known here"))
