@@ -179,6 +179,21 @@ for number in range(3000): log.error('told', number=number)
     logged(script, "json")
 
 
+def test_line_of_any_thread_names_the_service() -> None:
+    """
+    Which service a line is of does not hang on the thread that tells of it, nor on whether a library does.
+    """
+    script = """
+def tell():
+    log.error('ours')
+    logging.getLogger('any').error('theirs')
+thread = threading.Thread(target=tell); thread.start(); thread.join()
+"""
+    said = [json.loads(line) for line in logged(script, "json").splitlines()]
+
+    assert [("ours", "x"), ("theirs", "x")] == [(line["event"], line["service"]) for line in said]
+
+
 def test_child_that_was_forked_logs_for_itself() -> None:
     """
     What waits is the parent's to write, and a child's lines are written though it has no thread of its parent's.

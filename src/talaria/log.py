@@ -1,6 +1,5 @@
 """The log: structured events, set up once per process; patient data and secrets never get in, and it stops nothing."""
 
-import contextvars
 import logging
 import os
 import sys
@@ -58,7 +57,6 @@ class _Lines:
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
-        self._context = contextvars.copy_context()
         self._lost = 0
         self._is_torn = False  # the last line has no end
         self._be_born()
@@ -109,7 +107,7 @@ class _Lines:
 
     def _has_writer(self) -> bool:
         if self._writer is None:
-            writer = threading.Thread(target=self._context.copy().run, args=(self._write,), name="log", daemon=True)
+            writer = threading.Thread(target=self._write, name="log", daemon=True)
             try:
                 writer.start()
             except RuntimeError:  # no more threads, or the interpreter ends
@@ -149,6 +147,17 @@ class _Lines:
         except (OSError, ValueError):  # ValueError: the stream was closed
             return False
         return True
+
+
+class _Named:
+    """Says of each event which service it is of, whichever thread tells of it, unless it says so itself."""
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+
+    def __call__(self, _: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event.setdefault("service", self._service)
+        return event
 
 
 class _Formatter(structlog.stdlib.ProcessorFormatter):
@@ -192,10 +201,9 @@ def set_up(*, level: str, form: Literal["console", "json"], service: str) -> Non
     how many were (`lost_lines`). What waits at the end of the process is written by `logging.shutdown`, which Python
     calls unless it ends by `os._exit`. Of an exception only types and places are logged.
     """
-    structlog.contextvars.bind_contextvars(service=service)
     lines = _Lines(sys.stderr)  # None in a process without one
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
+        _Named(service),
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _without_patient,

@@ -79,13 +79,14 @@ def test_services_that_stand_still(real: Real) -> None:
     real.send()
     until(lambda: all(map(real.has_fired, points)), seconds=30, what="both at work")
     long = freight_of(synthetic_ct(real.folder / "long", slices=400, seed=77, side=8).paths)
-    sending = Sending(real.scu(), long)
-    until(lambda: len(list((real.spool / "new").iterdir())) > 5, seconds=30, what="images that are taken")
-    os.kill(stopped[-1], signal.SIGSTOP)
+    real.arm("receiver:spool.shelve.asked=stop@20")  # between two transactions: one that stands still holds up all
+    sending = Sending(real.scu("STUDY"), long)  # no module: late images make it work once more
+    until(lambda: real.has_fired("receiver:spool.shelve.asked"), seconds=30, what="the receiver at work")
     taken = {path.name for path in (real.spool / "new").iterdir()}
     real.serving.launch("receiver", "dispatcher", "processor")
     leases = until(lambda: leases_over(real), seconds=60, what="leases that are over")
     assert sending.is_alive()
+    assert taken
     until(lambda: taken.isdisjoint(os.listdir(real.spool / "new")), seconds=60, what="the other receiver's hand")
     assert leases == leases_over(real), "somebody else has a job"
     for pid in stopped:

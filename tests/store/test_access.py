@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
+from talaria.model.errors import Refused
 from talaria.store.access import Access, CredentialKind, Scope, digest
 from talaria.store.ledger import Ledger
 from talaria.store.schema import credentials, events
@@ -188,3 +189,13 @@ def test_seen_is_written_once_a_minute(access: Access, clock: MovedClock) -> Non
         clock.move(timedelta(seconds=25))
 
     assert [began] * 3 + [began + timedelta(seconds=75)] * 2 == seen
+
+
+def test_token_that_is_revoked_while_it_signs_in_leaves_no_session(access: Access, clock: MovedClock) -> None:
+    """
+    A session is made from a token that is still there, or not at all.
+    """
+    now, token = clock.now(), issue(access, clock, CredentialKind.TOKEN)
+    access.revoke(kind=CredentialKind.TOKEN, name="eve", actor="test", now=now)
+    with pytest.raises(Refused, match="was revoked"):
+        access.issue(CredentialKind.SESSION, name="eve", actor="test", now=now, lifetime=HOUR, parent=token)

@@ -16,7 +16,7 @@ from rows import SPOOL, TO_X, Rows, arrival, series_of
 from talaria.model.errors import Overtaken, Refused
 from talaria.model.extensions import Outcome, Standing
 from talaria.model.job import Event, Extent, Kind, Priority, State
-from talaria.store.jobs import LEASE, MOST_DEATHS, Claim, NewJob, make_job
+from talaria.store.jobs import LEASE, LONGEST_WAIT, MOST_DEATHS, Claim, NewJob, make_job
 from talaria.store.ledger import Ledger
 from talaria.store.schema import events, jobs, outcomes, pauses
 from talaria.testing import MovedClock
@@ -713,3 +713,21 @@ def test_job_is_about_current_instances_alone(rows: Rows) -> None:
 
     assert [3] == [line.total for line in rows.listing.deliveries().items]
     assert TO_X.startswith(rows.listing.deliveries().items[0].rule)
+
+
+def test_wait_longer_than_any_is_cut_and_not_taken_for_a_clock_set_back(rows: Rows) -> None:
+    """
+    A job whose target lets it wait for days is not due at once: it waits for as long as anything may.
+    """
+    rows.jobs_of()
+    claim = rows.claim()
+    due = rows.clock.now() + 3 * LONGEST_WAIT
+    rows.jobs.end(claim, Event.DEFER, now=rows.clock.now(), reason="away", due=due)
+    rows.clock.move(timedelta(minutes=2))
+    early = rows.jobs.claim(
+        Kind.DISPATCH, owner="here/1/1", spools=[SPOOL], now=rows.clock.now(), off_peak=True
+    )  # fmt: skip
+    rows.clock.move(LONGEST_WAIT)
+
+    assert early is None
+    assert claim.job.id == rows.claim().job.id

@@ -4,7 +4,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -15,7 +17,9 @@ from talaria.model.errors import Overtaken, Refused
 from talaria.model.extensions import Outcome, Standing
 from talaria.model.job import Event, Extent, Kind
 from talaria.model.plan import plan_study
+from talaria.services.loop import guarded
 from talaria.store import compaction
+from talaria.store.access import Access, CredentialKind
 from talaria.store.compaction import Compaction
 from talaria.store.jobs import NewJob, make_job
 from talaria.store.ledger import Ledger, Subject, write_event
@@ -34,24 +38,22 @@ def rows(ledger: Ledger, clock: MovedClock) -> Rows:
 
 
 class Other:
-    """Another process: a thread that does something; what it raised."""
+    """Another process: a thread that does something."""
 
     def __init__(self, work: Callable[[], object]) -> None:
-        self._work, self.error = work, None
+        self._work = work
+        self._bug: list[Exception | None] = []
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
     def _run(self) -> None:
-        try:
-            self._work()
-        except Exception as error:  # noqa: BLE001 - told to the test
-            self.error: Exception | None = error
+        self._bug.append(guarded(self._work))
 
     def end(self) -> Exception | None:
         """Wait for its end; what it raised."""
         self.thread.join(_PATIENCE_SECONDS)
         assert not self.thread.is_alive()
-        return self.error
+        return self._bug[0]
 
 
 @contextmanager
@@ -75,7 +77,7 @@ def before_commit(ledger: Ledger, work: Callable[[], object]) -> Iterator[Other]
     sa.event.listen(ledger.engine, "commit", pause)
     go_on.set()
     try:
-        assert reached.wait(_PATIENCE_SECONDS), other.error
+        assert reached.wait(_PATIENCE_SECONDS)
         yield other
     finally:
         go.set()
@@ -109,7 +111,7 @@ def test_two_routers_open_the_same_study_case(ledger: Ledger, clock: MovedClock)
     assert [("whole", 0)] == [tuple(row) for row in _all(ledger, sa.select(cases.c.rule, cases.c.series_id))]
 
 
-def _all(ledger: Ledger, statement: sa.Select[tuple[object, ...]]) -> list[sa.Row[tuple[object, ...]]]:
+def _all(ledger: Ledger, statement: sa.Select[Any]) -> list[Any]:
     with ledger.reading() as connection:
         return list(connection.execute(statement).all())
 
@@ -267,3 +269,24 @@ def test_delivery_is_begun_anew_while_it_is_compacted(
 
     assert (None, None) == (cleaning.end(), person.end())
     assert 5 == len(_all(ledger, sa.select(outcomes.c.instance_id)))
+
+
+def test_session_of_a_token_that_is_just_revoked_ends_with_it(ledger: Ledger, clock: MovedClock) -> None:
+    """
+    Who revokes a token ends the session, too, that somebody is signing in to with it.
+    """
+    access, now, hour = Access(ledger), clock.now(), timedelta(hours=1)
+    token = access.issue(CredentialKind.TOKEN, name="eve", actor="test", now=now, lifetime=hour)
+    sessions: list[str] = []
+
+    def sign_in() -> None:
+        sessions.append(
+            access.issue(CredentialKind.SESSION, name="eve", actor="test", now=now, lifetime=hour, parent=token)
+        )
+
+    with before_commit(ledger, sign_in) as signing:
+        person = Other(lambda: access.revoke(kind=CredentialKind.TOKEN, name="eve", actor="test", now=now))
+        await_lock(ledger)
+
+    assert (None, None) == (signing.end(), person.end())
+    assert access.find(sessions[0], CredentialKind.SESSION, now=now) is None

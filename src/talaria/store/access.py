@@ -7,7 +7,9 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 import sqlalchemy as sa
+from sqlalchemy import Connection
 
+from talaria.model.errors import Refused
 from talaria.store.ledger import AnyRow, Ledger, Subject, insert_ignoring, write_event
 from talaria.store.schema import credentials
 
@@ -98,6 +100,9 @@ class Access:
 
         Returns:
             The secret: shown once, kept nowhere.
+
+        Raises:
+            Refused: The parent is not there any more.
         """
         text = secret or secrets.token_urlsafe(32)
         row = {
@@ -106,6 +111,8 @@ class Access:
             "parent": digest(parent) if parent else None,
         }  # fmt: skip
         with self._ledger.writing("access.issue") as connection:
+            if parent and not _is_kept(connection, digest(parent)):
+                raise Refused(f"the token '{name}' was revoked meanwhile; ask for another")
             known = connection.execute(
                 sa.select(sa.func.count()).where(credentials.c.digest == row["digest"])
             ).scalar_one()
@@ -165,7 +172,8 @@ class Access:
         with self._ledger.writing("access.revoke") as connection:
             which = credentials.c.digest == digest(secret) if secret else credentials.c.name == name
             own = sa.and_(credentials.c.kind == kind, which)
-            digests = connection.execute(sa.select(credentials.c.digest).where(own)).scalars().all()
+            locked = sa.select(credentials.c.digest).where(own).with_for_update()  # who signs in with it has done so
+            digests = connection.execute(locked).scalars().all()
             connection.execute(sa.delete(credentials).where(credentials.c.parent.in_(digests)))
             revoked = connection.execute(sa.delete(credentials).where(own)).rowcount
             if revoked:
@@ -180,6 +188,12 @@ def _credential(row: AnyRow) -> Credential:
         kind=CredentialKind(row.kind), name=row.name, created=row.created, expires=row.expires,
         scope=Scope(row.scope), seen=row.seen, of_token=row.parent is not None,
     )  # fmt: skip
+
+
+def _is_kept(connection: Connection, parent: str) -> bool:
+    """Whether a credential is there, and stays until the transaction ends."""
+    own = sa.select(credentials.c.digest).where(credentials.c.digest == parent).with_for_update(read=True)
+    return connection.execute(own).first() is not None
 
 
 def _is_over(now: datetime) -> sa.ColumnElement[bool]:

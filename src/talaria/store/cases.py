@@ -141,7 +141,7 @@ class Cases:
         with self._ledger.reading() as connection:
             return received_of(connection, study_uid, series_uid=series_uid)
 
-    def _one_of(self, due: sa.Select[tuple[int]]) -> int | None:
+    def _one_of(self, due: sa.Select[int]) -> int | None:
         """The first; any of the first `_HERD` where several routers look, so that they seldom do the same work."""
         with self._ledger.reading() as connection:
             found = connection.execute(due.limit(_HERD if self._ledger.has_server else 1)).scalars().all()

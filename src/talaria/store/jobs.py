@@ -263,7 +263,7 @@ class Jobs:
             event: What happened.
             now: Written as the time of change.
             reason: In words, shown to people.
-            due: Of a deferred job.
+            due: Of a deferred job; what lies beyond `LONGEST_WAIT` is cut to it.
             follow_ups: Makes further changes of the same transaction; the jobs it returns are made in it, too.
 
         Returns:
@@ -274,7 +274,7 @@ class Jobs:
         """
         changes: dict[str, Any] = {"owner": None, "lease": None, "reason": storable(reason)[:4000]}
         if due is not None:
-            changes["due"] = due
+            changes["due"] = min(due, now + LONGEST_WAIT)
         if event is Event.YIELD:
             changes["attempt"] = claim.job.attempt - 1
         with self._ledger.writing("jobs.end") as connection:

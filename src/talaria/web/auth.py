@@ -18,7 +18,7 @@ from fastapi import HTTPException, Request, Response, params
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
-from talaria.model.errors import LedgerAway
+from talaria.model.errors import LedgerAway, Refused
 from talaria.store.access import SEEN_EVERY, Access, Credential, CredentialKind, Scope
 from talaria.web.bodies import StrictRequest, refuse_other_than_json
 
@@ -325,7 +325,8 @@ class Entrance:
         now = self._clock()
         session = self._access.redeem(link, now=now, session=SESSION_LIFETIME) if link else None
         if session is None and token:
-            session = self._session_of(self._access.find(token, CredentialKind.TOKEN, now=now), token, now)
+            with contextlib.suppress(Refused):  # it was revoked in this very moment
+                session = self._session_of(self._access.find(token, CredentialKind.TOKEN, now=now), token, now)
         if session is None:
             self._throttle.failed(address, now=now)
         else:
