@@ -27,6 +27,9 @@ BENCHMARKS = {
     "start": "from a series' completion to its jobs' start",
 }
 
+#: Those that have a short form.
+_HAVE_QUICK = {"receive", "send", "scale", "ledger"}
+
 
 def run(name: str, *options: str) -> str:
     """Run one; what it printed, which is shown as it comes."""
@@ -63,7 +66,7 @@ def main() -> None:
     tables = {}
     for name in names:
         print(f"\n{BENCHMARKS[name]}", flush=True)
-        tables[name] = run(name, *(["--quick"] if "--quick" in options and name in {"receive", "send", "scale"} else []))
+        tables[name] = run(name, *(["--quick"] if "--quick" in options and name in _HAVE_QUICK else []))
     if "--save" in options:
         save(tables)
 

@@ -95,9 +95,7 @@ class World:
         client.cookies.set(COOKIE, session, domain=urlsplit(ADDRESS).netloc)
         return client
 
-    def token(
-        self, name: str = "ada", *, lifetime: timedelta | None = None, scope: Scope = Scope.ADMINISTER
-    ) -> str:
+    def token(self, name: str = "ada", *, lifetime: timedelta | None = None, scope: Scope = Scope.ADMINISTER) -> str:
         """A token, an administrator's where nothing else is said."""
         return self.access.issue(
             CredentialKind.TOKEN, name=name, actor="test", now=self.clock.now(), lifetime=lifetime, scope=scope

@@ -11,7 +11,7 @@ import pytest
 from real import RULEBOOK, Real
 from stage import Pool, names
 
-from serving import Serving, until
+from serving import Serving, answers, until
 from sink import Sink
 
 pytestmark = pytest.mark.server
@@ -117,6 +117,7 @@ def provoke(real: Real, chosen: Mapping[str, str]) -> None:
 
 def put_rulebook(real: Real) -> None:
     """Save the rulebook as it is by the API; a server that dies of it is what is tried."""
+    until(lambda: answers(real.serving.web_port), seconds=30, what="the pages")  # it may have died just before
     text = RULEBOOK.format(folder=real.folder, port=real.far_end.port)
     request = urllib.request.Request(
         f"http://127.0.0.1:{real.serving.web_port}/api/v1/rulebook", data=text.encode(), method="PUT",

@@ -99,7 +99,7 @@ def test_database_that_is_not_willing(real: Real, server: Server) -> None:
         assert [] == real.send()
         assert real.scu().echo() <= 2.0
         until(
-            lambda: any(all(word in reason for word in said) for reason in reasons(real, after=after)),  # noqa: B023
+            lambda: any(all(word in reason for word in said) for reason in reasons(real, after=after)),  # noqa: B023 - at once
             seconds=30, what=f"the reason: {said}",
         )  # fmt: skip
         server.do_to_all(over)

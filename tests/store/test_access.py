@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from talaria.model.errors import Refused
+from talaria.model.errors import LedgerAway, Refused
 from talaria.store.access import Access, CredentialKind, Scope, digest
 from talaria.store.ledger import Ledger
 from talaria.store.schema import credentials, events
@@ -199,3 +199,21 @@ def test_token_that_is_revoked_while_it_signs_in_leaves_no_session(access: Acces
     access.revoke(kind=CredentialKind.TOKEN, name="eve", actor="test", now=now)
     with pytest.raises(Refused, match="was revoked"):
         access.issue(CredentialKind.SESSION, name="eve", actor="test", now=now, lifetime=HOUR, parent=token)
+
+
+def test_link_is_not_used_up_by_a_ledger_that_goes_away(access: Access, ledger: Ledger, clock: MovedClock) -> None:
+    """
+    A link and the session it is exchanged for change places at once, or not at all.
+    """
+    link = issue(access, clock, CredentialKind.LINK)
+
+    def fail(_c: object, _k: object, statement: str, *_: object) -> None:
+        if statement.startswith("INSERT INTO credentials"):
+            raise sa.exc.OperationalError("", {}, OSError("the server is gone"))
+
+    sa.event.listen(ledger.engine, "before_cursor_execute", fail)
+    with pytest.raises(LedgerAway):
+        access.redeem(link, now=clock.now(), session=HOUR)
+    sa.event.remove(ledger.engine, "before_cursor_execute", fail)
+
+    assert access.redeem(link, now=clock.now(), session=HOUR) is not None

@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., None])
 ACTS = (
     (Event.RETRY, "Try {what} again now; what was done stays done."),
     (Event.HOLD, "Stop {what} until released."),
-    (Event.RELEASE, "Let held {what} go on."),
+    (Event.RELEASE, "Let {what} that are held go on."),
     (Event.CANCEL, "End {what} for good; their files stay as retention says."),
     (Event.RESTART, "Do all of {what} again, also what was done."),
 )

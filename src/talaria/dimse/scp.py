@@ -222,8 +222,9 @@ class Listener:
         thread = threading.Thread(target=self._hold, args=(conversation,), name=f"dicom-{address}", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # no more threads
-            log.error("out of threads", address=address)
+        except (RuntimeError, MemoryError):  # no more threads
+            if self._service.complaints.may_speak(address):
+                log.error("out of threads", address=address)
             self._forget(conversation)
             sock.close()
 

@@ -105,23 +105,13 @@ class Access:
             Refused: The parent is not there any more.
         """
         text = secret or secrets.token_urlsafe(32)
-        row = {
-            "digest": digest(text), "kind": kind, "name": name, "created": now,
-            "expires": None if lifetime is None else now + lifetime, "scope": scope,
-            "parent": digest(parent) if parent else None,
-        }  # fmt: skip
         with self._ledger.writing("access.issue") as connection:
             if parent and not _is_kept(connection, digest(parent)):
                 raise Refused(f"the token '{name}' was revoked meanwhile; ask for another")
-            known = connection.execute(
-                sa.select(sa.func.count()).where(credentials.c.digest == row["digest"])
-            ).scalar_one()
-            insert_ignoring(connection, credentials, [row])
-            if not known:
-                write_event(
-                    connection, f"access.{kind}", now=now, subject=Subject(), actor=actor, name=name, scope=scope,
-                )  # fmt: skip
-                connection.execute(sa.delete(credentials).where(_is_over(now)))
+            _insert(
+                connection, text, kind=kind, name=name, actor=actor, now=now, lifetime=lifetime, scope=scope,
+                parent=parent,
+            )  # fmt: skip
         return text
 
     def find(self, secret: str, kind: CredentialKind, *, now: datetime) -> Credential | None:
@@ -153,8 +143,12 @@ class Access:
                 return None
             if connection.execute(sa.delete(credentials).where(credentials.c.digest == row.digest)).rowcount != 1:
                 return None  # somebody else was first
-        scope = Scope(row.scope)
-        return self.issue(CredentialKind.SESSION, name=row.name, actor=row.name, now=now, lifetime=session, scope=scope)
+            text = secrets.token_urlsafe(32)
+            _insert(
+                connection, text, kind=CredentialKind.SESSION, name=row.name, actor=row.name, now=now,
+                lifetime=session, scope=Scope(row.scope),
+            )  # fmt: skip
+        return text
 
     def list(self, kind: CredentialKind) -> list[Credential]:
         """All of one kind, the oldest first; no secrets."""
@@ -188,6 +182,23 @@ def _credential(row: AnyRow) -> Credential:
         kind=CredentialKind(row.kind), name=row.name, created=row.created, expires=row.expires,
         scope=Scope(row.scope), seen=row.seen, of_token=row.parent is not None,
     )  # fmt: skip
+
+
+def _insert(
+    connection: Connection, secret: str, *, kind: CredentialKind, name: str, actor: str, now: datetime,
+    lifetime: timedelta | None, scope: Scope, parent: str = "",
+) -> None:  # fmt: skip
+    """Keep a credential; one that is there stays as it is."""
+    row = {
+        "digest": digest(secret), "kind": kind, "name": name, "created": now,
+        "expires": None if lifetime is None else now + lifetime, "scope": scope,
+        "parent": digest(parent) if parent else None,
+    }  # fmt: skip
+    known = connection.execute(sa.select(sa.func.count()).where(credentials.c.digest == row["digest"])).scalar_one()
+    insert_ignoring(connection, credentials, [row])
+    if not known:
+        write_event(connection, f"access.{kind}", now=now, subject=Subject(), actor=actor, name=name, scope=scope)
+        connection.execute(sa.delete(credentials).where(_is_over(now)))
 
 
 def _is_kept(connection: Connection, parent: str) -> bool:
