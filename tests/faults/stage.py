@@ -185,12 +185,12 @@ class Stage(Orchestra):
         for number in range(count):
             self._claim(number)
         self.heart.expire()
-        for number in range(count):  # put off to a time that is near, and to one that means nothing
-            for length in (timedelta(seconds=1), timedelta(days=2)):
+        for number in range(count):  # put off now, and by a clock that was set back since
+            for ahead in (timedelta(0), timedelta(days=2)):
                 claim = self._claim(number)
                 if claim is not None:
-                    now = self.clock.now()
-                    self.jobs.end(claim, Event.DEFER, now=now, due=now + length, reason="later")
+                    then = self.clock.now() + ahead
+                    self.jobs.end(claim, Event.DEFER, now=then, due=then + timedelta(seconds=1), reason="later")
                 self.clock.move(timedelta(seconds=61))
 
     def _due(self, table: sa.Table) -> Sequence[int]:
