@@ -122,7 +122,7 @@ def test_wrong_rulebook_is_refused_and_the_running_one_stays(tmp_path: Path, rou
     typo = rules(tmp_path).replace('"True"', "tags.SeriesDescripton == 'X'")
     misspelt = routing.run("apply", "-", text=typo, code=1)
 
-    assert "talaria: line 2: targetz: unknown section; did you mean 'targets'?\n" == unknown
+    assert "talaria: standard input: line 2: targetz: unknown section; did you mean 'targets'?\n" == unknown
     assert "line 6: rules.all.when: no DICOM element is called 'SeriesDescripton'" in misspelt
     assert "did you mean SeriesDescription?" in misspelt
     assert "^" in misspelt.splitlines()[-1]
